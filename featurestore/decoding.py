@@ -1,0 +1,200 @@
+"""JSON records into columns: bytes in, a frame and a list of rejects out.
+
+A record is accepted when it is one JSON object (RFC 8259, UTF-8) whose known fields have the types of the schema:
+
+- "int" and "timestamp[ms]" take integer literals within int64: no `1.0`, no `1e3`, no booleans, no strings;
+- "float" takes any number literal, integers too, and gives the nearest double, which must be finite;
+- "str" takes strings only and never parses them; escaped NULs and control characters are kept, lone surrogates refused;
+- "bool" takes `true` and `false` only;
+- a missing or null field is null, unless it is required;
+- of a repeated field the last value counts, and every one must have the right type;
+- unknown fields are skipped: they must be well-formed JSON, and no more is asked of them.
+
+The fate of a record never depends on its neighbours, so any cut into batches gives the same rows. There is one decoder:
+msgspec is strict, and on small events as fast as the columnar readers of Arrow, which takes NaN and makes infinities of
+long numbers, and of Polars, which casts silently. What msgspec does not check (size, depth, the encoding of skipped
+fields) is checked on the joined batch.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from featurestore.expressions import TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+#: The newest event time that is taken for a date: the last millisecond of the year 9999.
+MAX_TIME = 253_402_300_799_999
+
+#: The longest key, in characters: keys are held in memory and in the names of Redis keys.
+MAX_KEY = 256
+
+_MAX_DETAIL = 200
+# Error codes and how msgspec words them; the tests hold the wording.
+_SIGNS = (
+    ("null", "got `null`"),
+    ("oversized", "of length"),
+    ("range", "out of range"),
+    ("range", "` >= "),
+    ("range", "` <= "),
+)
+_INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_JSON_TYPES: dict[str, Any] = {"str": str, "int": _INT64, "float": float, "bool": bool, "timestamp[ms]": _INT64}
+_EVENT_TIME = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)]
+_KEY = Annotated[str, msgspec.Meta(max_length=MAX_KEY)]
+
+# "[" with this bit set is "{", and no other byte becomes one.
+_BRACE_BIT = 0x20
+_DEPTH_STEP = np.zeros(256, np.int64)
+_DEPTH_STEP[list(b"[{")] = 1
+_DEPTH_STEP[list(b"]}")] = -1
+# Possessive, and content with a missing end: linear on any bytes.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+
+
+class Reject(NamedTuple):
+    """A record that was not accepted.
+
+    `row` is its index in the batch. `error` is one of: "tombstone" (no value), "oversized" (too many bytes, or a key
+    too long), "encoding" (not UTF-8), "depth", "malformed" (not one JSON value), "missing", "null" (a required field),
+    "type", "range". `detail` says more, in at most 200 characters.
+    """
+
+    row: int
+    error: str
+    detail: str
+
+
+class Decoded(NamedTuple):
+    """The accepted records as columns, their int64 indices in the batch, and the others; all in the batch's order."""
+
+    frame: pl.DataFrame
+    rows: npt.NDArray[np.int64]
+    rejects: list[Reject]
+
+
+def decode_json(
+    schema: Mapping[str, str],
+    required: Sequence[str],
+    event_time: str,
+    values: Sequence[bytes | None],
+    *,
+    max_bytes: int = 65_536,
+    max_depth: int = 32,
+) -> Decoded:
+    """Decode one JSON object a value into the columns of `schema` (name -> canonical type).
+
+    `required` columns and `event_time` must be present and not null; required strings, the keys, hold at most
+    `MAX_KEY` characters. The event time (ms) lies between 0 and `MAX_TIME`. A value has at most `max_bytes` bytes and
+    `max_depth` levels, the outermost object being the first. Nothing in `values` raises: what breaks a rule is
+    returned as a `Reject`.
+    """
+    decode = _decoder(tuple(schema.items()), frozenset(required), event_time).decode
+    rejects = _beyond_limits(values, max_bytes, max_depth)
+    skipped = {reject.row for reject in rejects}
+    records = []
+    for row, value in enumerate(values):
+        if value is None or (skipped and row in skipped):
+            continue
+        try:
+            records.append(decode(value))
+        except (msgspec.DecodeError, RecursionError) as error:
+            rejects.append(Reject(row, _code(error), str(error)[:_MAX_DETAIL]))
+    rejects.sort()
+    columns = (
+        pl.Series(name, list(map(attrgetter(_attribute(i)), records)), TYPES[kind])
+        for i, (name, kind) in enumerate(schema.items())
+    )
+    rows = np.delete(np.arange(len(values), dtype=np.int64), [reject.row for reject in rejects])
+    return Decoded(pl.DataFrame(columns), rows, rejects)
+
+
+@lru_cache(maxsize=256)
+def _decoder(
+    schema: tuple[tuple[str, str], ...], required: frozenset[str], event_time: str
+) -> msgspec.json.Decoder[Any]:
+    fields: list[Any] = []
+    for i, (name, kind) in enumerate(schema):
+        if name == event_time:
+            fields.append((_attribute(i), _EVENT_TIME))
+        elif name in required:
+            fields.append((_attribute(i), _KEY if kind == "str" else _JSON_TYPES[kind]))
+        else:
+            fields.append((_attribute(i), _JSON_TYPES[kind] | None, None))
+    names = {_attribute(i): name for i, (name, _) in enumerate(schema)}
+    # Records hold no references to each other: without the collector's book-keeping they are made twice as fast.
+    return msgspec.json.Decoder(msgspec.defstruct("Event", fields, rename=names, kw_only=True, gc=False))
+
+
+def _attribute(i: int) -> str:
+    """The attribute that holds column `i`: any text may be a column's name, but not an attribute's."""
+    return f"f{i}"
+
+
+def _beyond_limits(values: Sequence[bytes | None], max_bytes: int, max_depth: int) -> list[Reject]:
+    """Rejects for tombstones and for values that are too long, too deep or not UTF-8."""
+    rejects, texts = [], values
+    if not all(values):
+        rejects = [Reject(row, "tombstone", "the record has no value") for row, v in enumerate(values) if v is None]
+        texts = [value or b"" for value in values]
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    joined = b"\n".join(texts)
+    suspects = set(np.flatnonzero(sizes > max_bytes).tolist())
+    suspects.update(np.flatnonzero(_openings(joined, sizes) > max_depth).tolist())
+    if not _is_utf8(joined):
+        suspects.update(row for row, text in enumerate(texts) if not _is_utf8(text))
+    for row in suspects:
+        text = texts[row]
+        if len(text) > max_bytes:
+            rejects.append(Reject(row, "oversized", f"{len(text)} bytes, at most {max_bytes} are accepted"))
+        elif not _is_utf8(text):
+            rejects.append(Reject(row, "encoding", "not UTF-8"))
+        elif _depth(text) > max_depth:
+            rejects.append(Reject(row, "depth", f"nested deeper than the {max_depth} levels that are accepted"))
+    return rejects
+
+
+def _openings(joined: bytes, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many opening brackets each value holds, those in strings included: no value is nested deeper than that."""
+    text = np.frombuffer(joined, np.uint8)
+    ends = np.cumsum(sizes + 1)
+    return np.diff(np.searchsorted(np.flatnonzero((text | _BRACE_BIT) == ord("{")), ends), prepend=0)
+
+
+def _depth(text: bytes) -> int:
+    """How deep a value is nested, brackets in strings left out."""
+    bare = np.frombuffer(_STRING.sub(b"", text), np.uint8)
+    return int(np.cumsum(_DEPTH_STEP[bare]).max(initial=0))
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _code(error: msgspec.DecodeError | RecursionError) -> str:
+    """The error code of what msgspec raised."""
+    if isinstance(error, RecursionError):
+        return "depth"
+    if not isinstance(error, msgspec.ValidationError):
+        return "malformed"
+    problem, at_field, _ = str(error).partition(" - at `$")
+    if not at_field:
+        return "missing" if problem.startswith("Object missing") else "type"
+    return next((code for code, sign in _SIGNS if sign in problem), "type")

@@ -1,0 +1,222 @@
+"""Views: the features of one entity from one source.
+
+Sources, aggregates and views are frozen data, checked when they are made: a definition that cannot work raises
+DefinitionError with the name of the thing, the mistake and the fix. Nothing here computes a feature;
+`featurestore.plan` turns a view into work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from featurestore.aggregates import Aggregate, Count, Mean, Std, Sum, Window, Windows, window
+from featurestore.errors import DefinitionError
+from featurestore.expressions import canonical_text, checked_type, closest
+from featurestore.sources import Entity, Source
+
+_NUMBERS = ("int", "float", "bool", "timestamp[ms]")
+
+
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """A feature computed from a view's other features when they are read."""
+
+    expression: pl.Expr
+
+
+def derived(expression: pl.Expr) -> Derived:
+    """A feature computed from other features of the view: derived(col("spend_5m") / col("spend_1d"))."""
+    return Derived(expression)
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """One feature of a view: an aggregate over one window, or (aggregate None) a derived one."""
+
+    view: View
+    name: str
+    type: str
+    aggregate: Aggregate | None = None
+    window: Window | None = None
+    expression: pl.Expr | None = None
+
+    @property
+    def full_name(self) -> str:
+        """Such as "card_activity:spend_5m"."""
+        return f"{self.view.name}:{self.name}"
+
+
+class View:
+    """Features of one entity from one source. Made by the `view` decorator; its features are its attributes."""
+
+    name: str
+    features: dict[str, Feature]  # as stored, then derived ones
+
+    def __init__(self, cls: type, *, entity: Entity, source: Source, windows: Windows, version: int) -> None:
+        self.name = _snake(cls.__name__)
+        self.doc = (cls.__doc__ or "").strip()
+        self.entity, self.source, self.version = entity, source, version
+        here = f"View {cls.__name__}"
+        for column in entity.keys:
+            if column not in source.types:
+                hint = closest(column, source.types)
+                raise DefinitionError(
+                    f"{here}: entity {entity.name!r} needs column {column!r} in {source.name!r}; {hint}"
+                )
+            if source.types[column] == "float":
+                raise DefinitionError(
+                    f"{here}: key column {column!r} is a float; entity keys are strings, integers or bools"
+                )
+        self.features = {}
+        members = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
+        for name, value in members.items():
+            if isinstance(value, Aggregate):
+                self._add_aggregate(f"{here}, feature {name!r}", name, value, windows)
+            elif not isinstance(value, Derived):
+                raise DefinitionError(
+                    f"{here}: {name!r} is no feature; write an aggregate such as Count() or derived(...)"
+                )
+        for name, value in members.items():
+            if isinstance(value, Derived):
+                self._add_derived(f"{here}, feature {name!r}", name, value)
+        if not self.features:
+            raise DefinitionError(f"{here}: it has no features; add one, such as payments = Count()")
+        self.fingerprint = _fingerprint(self)
+
+    def _add_aggregate(self, here: str, name: str, aggregate: Aggregate, windows: Windows) -> None:
+        types = self.source.types
+        column = aggregate.column
+        if column and column not in types:
+            raise DefinitionError(
+                f"{here}: there is no column {column!r} in {self.source.name!r}; {closest(column, types)}"
+            )
+        kind = types[column] if column else "int"
+        if kind not in _NUMBERS and not isinstance(aggregate, Count):
+            raise DefinitionError(
+                f"{here}: {type(aggregate).__name__} needs numbers, and column {column!r} is a {kind}"
+            )
+        if kind == "timestamp[ms]" and isinstance(aggregate, Sum | Mean | Std):
+            raise DefinitionError(
+                f"{here}: {type(aggregate).__name__} of a timestamp has no meaning; derive a duration first"
+            )
+        if aggregate.where is not None and checked_type(aggregate.where, types, f"{here}, where") != "bool":
+            raise DefinitionError(f"{here}: where must be true or false for each event, as a comparison is")
+        chosen = windows if aggregate.windows is None else aggregate.windows
+        if isinstance(chosen, str) or not chosen:
+            raise DefinitionError(f'{here}: it has no windows; give a list, such as windows=["5m", "1h"]')
+        for each in chosen:
+            made = each if isinstance(each, Window) else _named_window(each, here)
+            self._add(here, Feature(self, f"{name}_{made.label}", aggregate.output(kind), aggregate, made))
+
+    def _add_derived(self, here: str, name: str, value: Derived) -> None:
+        kind = checked_type(value.expression, self.outputs, here)
+        self._add(here, Feature(self, name, kind, expression=value.expression))
+
+    def _add(self, here: str, feature: Feature) -> None:
+        if feature.name in self.features:
+            raise DefinitionError(
+                f"{here}: there are two features named {feature.name!r}; rename one, or drop a window"
+            )
+        self.features[feature.name] = feature
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Feature names and their types, stored ones first, then derived ones."""
+        return {name: feature.type for name, feature in self.features.items()}
+
+    @property
+    def stored(self) -> list[Feature]:
+        """The features that come out of windows."""
+        return [feature for feature in self.features.values() if feature.aggregate is not None]
+
+    @property
+    def key(self) -> str:
+        """The view's identity wherever its state lies: name and fingerprint."""
+        return f"{self.name}@{self.fingerprint}"
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the entity is the topic's own key, so that one partition holds all of an entity's events."""
+        return self.entity.keys == self.source.keys
+
+    def __getattr__(self, name: str) -> Feature:
+        try:
+            return self.__dict__["features"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(f"view {self.__dict__.get('name')!r} has no feature {name!r}") from None
+
+    def __getitem__(self, name: str) -> Feature:
+        if name not in self.features:
+            raise DefinitionError(f"View {self.name!r} has no feature {name!r}; {closest(name, self.features)}")
+        return self.features[name]
+
+    def __repr__(self) -> str:
+        return f"<View {self.key} of {self.entity.name} from {self.source.name}: {', '.join(self.features)}>"
+
+    def spec(self) -> dict[str, Any]:
+        """The definition as plain data, for the registry."""
+        return {
+            "view": self.name,
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "source": self.source.name,
+            "entity": {"name": self.entity.name, "key": list(self.entity.keys)},
+            "features": [_feature_spec(feature) for feature in self.stored],
+            "derived": [
+                {"name": f.name, "type": f.type, "expression": canonical_text(f.expression)}
+                for f in self.features.values()
+                if f.aggregate is None
+            ],
+        }
+
+
+def view(*, entity: Entity, source: Source, windows: Windows = (), version: int = 1) -> Callable[[type], View]:
+    """Make a class of aggregates into a View; `windows` serve every aggregate that names none of its own."""
+    if not isinstance(version, int) or version < 1:
+        raise DefinitionError(f"version must be a whole number from 1 on, not {version!r}")
+    return lambda cls: View(cls, entity=entity, source=source, windows=windows, version=version)
+
+
+def _named_window(text: str, here: str) -> Window:
+    try:
+        return window(text)
+    except DefinitionError as error:
+        raise DefinitionError(f"{here}: {error}") from None
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _feature_spec(feature: Feature) -> dict[str, Any]:
+    aggregate, made = feature.aggregate, feature.window
+    assert aggregate is not None
+    assert made is not None
+    return {
+        "name": feature.name,
+        "type": feature.type,
+        "aggregate": type(aggregate).__name__,
+        "column": aggregate.column,
+        "where": canonical_text(aggregate.where),
+        "window": {"label": made.label, "length": made.length, "hop": made.hop},
+    }
+
+
+def _fingerprint(made: View) -> str:
+    """A hash of all that the stored state depends on: derived features and the user's version are not part of it."""
+    source = made.source
+    state = {
+        "format": 1,
+        "source": [source.name, source.schema, source.event_time, source.keys, source.lateness_ms],
+        "derive": {name: canonical_text(expression) for name, expression in source.derive.items()},
+        "entity": made.entity.keys,
+        "features": [_feature_spec(feature) for feature in made.stored],
+    }
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,137 @@
+"""Event frames: polars frames of one topic's events, and the way from them to the kernel's arrays and back.
+
+An event frame has the source's columns (derived ones too) and four of its own: `_partition`, `_offset`, `_timestamp`
+(Kafka's, ms) and `_time` (event time, ms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from featurestore.definitions import View
+from featurestore.errors import DataError
+from featurestore.expressions import TYPES, evaluated
+from featurestore.kernel import Inputs, Results
+from featurestore.keys import encode_entity
+from featurestore.plan import Plan
+from featurestore.sources import Source
+
+META = {"_partition": pl.Int32(), "_offset": pl.Int64(), "_timestamp": pl.Int64(), "_time": pl.Int64()}
+
+
+def event_frame(
+    source: Source, columns: pl.DataFrame, partition: int, offsets: NDArray[np.int64], timestamps: NDArray[np.int64]
+) -> pl.DataFrame:
+    """An event frame from a topic's decoded columns."""
+    meta = [
+        pl.Series("_partition", np.full(len(columns), partition, np.int32)),
+        pl.Series("_offset", offsets, dtype=pl.Int64),
+        pl.Series("_timestamp", timestamps, dtype=pl.Int64),
+        columns[source.event_time].alias("_time"),
+    ]
+    return with_derived(source, columns.with_columns(meta))
+
+
+def with_derived(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with the source's derived columns."""
+    return evaluated(frame, {name: (e, source.types[name]) for name, e in source.derive.items()})
+
+
+def empty_frame(source: Source) -> pl.DataFrame:
+    """An event frame without events."""
+    return pl.DataFrame(schema={**{name: TYPES[kind] for name, kind in source.types.items()}, **META})
+
+
+def lane_inputs(plan: Plan, frame: pl.DataFrame) -> Inputs:
+    """The inputs of each lane of the plan, a column an event of the frame. NaN and null are marked invalid."""
+    words = np.zeros((len(plan.lanes), len(frame)), np.int64)
+    reals, valid = words.view(np.float64), np.ones((len(plan.lanes), len(frame)), np.bool_)
+    for i, lane in enumerate(plan.lanes):
+        if lane.column:
+            series = frame[lane.column]
+            if lane.is_float:
+                values = series.fill_null(np.nan).to_numpy()
+                valid[i] = ~np.isnan(values)
+                reals[i] = values
+            elif series.dtype == pl.String:
+                valid[i] = series.is_not_null().to_numpy()
+            else:
+                valid[i] = series.is_not_null().to_numpy()
+                words[i] = series.cast(pl.Int64).fill_null(0).to_numpy()
+        if lane.where is not None:
+            valid[i] &= frame.select(lane.where.fill_null(False).alias("_")).to_series().to_numpy()
+    return Inputs(words, reals, valid)
+
+
+def entity_codes(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.int64], list[bytes]]:
+    """For each row the position of its entity in the list of distinct encoded keys; -1 where a key column is null."""
+    parts = [frame[key].to_arrow().dictionary_encode() for key in keys]
+    codes = np.zeros(len(frame), np.int64)
+    null = np.zeros(len(frame), np.bool_)
+    for part in parts:
+        indices = part.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        null |= indices < 0
+        codes = codes * max(len(part.dictionary), 1) + indices
+    codes[null] = -1
+    distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    skip = int(len(distinct) > 0 and distinct[0] < 0)
+    rows = frame.select(keys)[first[skip:]].rows()
+    return inverse.reshape(-1) - skip, [encode_entity(row) for row in rows]
+
+
+def feature_columns(plan: Plan, results: Results, rows: NDArray[np.int64]) -> dict[str, pa.Array]:
+    """Stored features of the steps in `rows`, as columns by short name."""
+    out = {}
+    for j, feature in enumerate(plan.outputs):
+        missing = ~results.valid[rows, j]
+        values = results.reals[rows, j] if feature.type == "float" else results.words[rows, j]
+        out[feature.name] = pa.array(values != 0 if feature.type == "bool" else values, mask=missing)
+    return out
+
+
+def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64]) -> pl.DataFrame:
+    """All features of the view for the steps in `rows`: stored ones and, computed from them, derived ones."""
+    stored = feature_columns(plan, results, rows)
+    frame = pl.DataFrame(pa.table({name: stored[name] for name in plan.view.outputs if name in stored}))
+    return with_derived_features(plan.view, frame)
+
+
+def with_derived_features(view: View, frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame of stored features with the view's derived ones."""
+    return evaluated(
+        frame, {f.name: (f.expression, f.type) for f in view.features.values() if f.expression is not None}
+    )
+
+
+def checked_events(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
+    """Events from a file as an event frame, in offset order; DataError names a column that is missing or of another type.
+
+    Without `_partition` and `_offset` columns the rows are one partition, in the order they come in.
+    """
+    kinds: Mapping[str, str] = source.schema
+    for column, kind in kinds.items():
+        if column not in frame.columns:
+            raise DataError(
+                f"the events of {source.name!r} have no column {column!r}; they have {', '.join(frame.columns)}"
+            )
+        try:
+            frame = frame.with_columns(pl.col(column).cast(TYPES[kind], strict=True))
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"column {column!r} of {source.name!r} should be {kind}: {error}") from error
+    if "_offset" not in frame.columns:
+        frame = frame.with_columns(pl.lit(0, pl.Int32).alias("_partition"), pl.int_range(pl.len()).alias("_offset"))
+    if "_timestamp" not in frame.columns:
+        frame = frame.with_columns(pl.col(source.event_time).alias("_timestamp"))
+    frame = frame.with_columns(pl.col(source.event_time).alias("_time"))
+    for column in source.required:
+        if frame[column].null_count():
+            raise DataError(
+                f"column {column!r} of {source.name!r} has nulls, and no event may lack it; drop those rows"
+            )
+    frame = frame.select([*kinds, *META]).cast(dict(META))
+    return with_derived(source, frame.sort("_partition", "_offset"))

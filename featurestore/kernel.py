@@ -1,0 +1,468 @@
+"""The compiled kernel: events fold into tiles, tiles merge into windows, windows finish into features.
+
+One kernel serves stream and batch. It works on plain arrays, in the order it is given, and never subtracts a value to
+expire it: a tile out of every window is dropped whole. A word is 64 bits; floats and integers share the same memory
+through two views of it, so that each keeps its own bits.
+
+Sums of floats are compensated after Neumaier, ZAMM 54 (1974); moments follow Welford, Technometrics 4 (1962), and
+merge after Chan, Golub and LeVeque, COMPSTAT (1982).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from featurestore.plan import (
+    COUNT,
+    FIRST,
+    LAST,
+    MAX_FLOAT,
+    MAX_INT,
+    MEAN_FLOAT,
+    MEAN_INT,
+    MIN_FLOAT,
+    MIN_INT,
+    MOMENTS_FLOAT,
+    MOMENTS_INT,
+    STD,
+    SUM_FLOAT,
+    SUM_INT,
+    TIMED_VALUE,
+    TOTAL_FLOAT,
+    TOTAL_INT,
+    N,
+    Tables,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT = 1
+#: What became of an event: folded; too late for every window; quarantined, since an integer sum would overflow; left
+#: out of the view, since its entity key is null.
+FOLDED, LATE, OVERFLOW, KEYLESS = range(4)
+_INT_MAX = np.iinfo(np.int64).max
+_INT_MIN = np.iinfo(np.int64).min
+
+
+class State(NamedTuple):
+    """All entities' tiles of one view. A *slot* is one entity on one partition."""
+
+    slots: NDArray[np.int64]  # [entity, partition] -> slot, -1 for none
+    newest: NDArray[np.int64]  # [slot] newest event time
+    runs: NDArray[np.int64]  # [slot, track] -> first word, tiles, capacity class
+    words: NDArray[np.int64]  # the pool that runs lie in
+    reals: NDArray[np.float64]  # the same memory
+    free: NDArray[np.int64]  # [track, class] -> first word of a free run, -1 for none; chained by its first word
+    sizes: NDArray[np.int64]  # [class] -> tiles
+    used: NDArray[np.int64]  # words in use, slots in use, dirty slots
+    dirty: NDArray[np.int64]  # [0: flag by slot, 1: list of the dirty]
+    clock: NDArray[np.int64]  # [partition] newest event time
+
+
+class Steps(NamedTuple):
+    """What to do, in order: fold event `row` of the inputs, or (row -1) read the entity as of the time."""
+
+    row: NDArray[np.int64]
+    entity: NDArray[np.int64]
+    partition: NDArray[np.int64]
+    time: NDArray[np.int64]
+
+
+class Inputs(NamedTuple):
+    """Values of each lane by event; `reals` is the same memory as `words`. Invalid ones are skipped."""
+
+    words: NDArray[np.int64]  # [lane, row]
+    reals: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+
+
+class Results(NamedTuple):
+    """What came out, by step: feature values (two views of one memory), whether they are there, time, event status."""
+
+    words: NDArray[np.int64]  # [step, output]
+    reals: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    effective: NDArray[np.int64]
+    status: NDArray[np.int8]
+
+
+@njit(cache=True, nogil=True)
+def _take_run(state: State, track: int, size_class: int, stride: int) -> int:
+    start = state.free[track, size_class]
+    if start >= 0:
+        state.free[track, size_class] = state.words[start]
+        return start
+    start = state.used[0]
+    state.used[0] += state.sizes[size_class] * stride
+    return start
+
+
+@njit(cache=True, nogil=True)
+def _drop_expired(state: State, slot: int, track: int, stride: int, oldest: int) -> None:
+    """Forget tiles older than every window of the track."""
+    start, tiles = state.runs[slot, track, 0], state.runs[slot, track, 1]
+    gone = 0
+    while gone < tiles and state.words[start + gone * stride] < oldest:
+        gone += 1
+    if gone:
+        for i in range((tiles - gone) * stride):
+            state.words[start + i] = state.words[start + gone * stride + i]
+        state.runs[slot, track, 1] = tiles - gone
+
+
+@njit(cache=True, nogil=True)
+def _make_room(state: State, slot: int, track: int, stride: int) -> None:
+    """Move a full run to the next size."""
+    run = state.runs[slot, track]
+    old, size_class = run[0], run[2]
+    new = _take_run(state, track, size_class + 1, stride)
+    if size_class >= 0:
+        for i in range(run[1] * stride):
+            state.words[new + i] = state.words[old + i]
+        state.words[old] = state.free[track, size_class]
+        state.free[track, size_class] = old
+    run[0], run[2] = new, size_class + 1
+
+
+@njit(cache=True, nogil=True)
+def _place(state: State, slot: int, track: int, stride: int, index: int) -> int:
+    """How many tiles of the run lie before `index`."""
+    start, place = state.runs[slot, track, 0], state.runs[slot, track, 1]
+    while place > 0 and state.words[start + (place - 1) * stride] >= index:
+        place -= 1
+    return place
+
+
+@njit(cache=True, nogil=True)
+def _tile(state: State, slot: int, track: int, stride: int, index: int, oldest: int) -> int:
+    """The first word of the tile, made when it is not there."""
+    place = _place(state, slot, track, stride, index)
+    run = state.runs[slot, track]
+    at = run[0] + place * stride
+    if place < run[1] and state.words[at] == index:
+        return at
+    if run[2] < 0 or run[1] == state.sizes[run[2]]:
+        _drop_expired(state, slot, track, stride, oldest)
+        if run[2] < 0 or run[1] == state.sizes[run[2]]:
+            _make_room(state, slot, track, stride)
+        place = _place(state, slot, track, stride, index)
+        at = run[0] + place * stride
+    end = run[0] + run[1] * stride
+    for i in range(end - 1, at - 1, -1):
+        state.words[i + stride] = state.words[i]
+    for i in range(at, at + stride):
+        state.words[i] = 0
+    state.words[at] = index
+    run[1] += 1
+    return at
+
+
+@njit(cache=True, nogil=True)
+def _add(
+    state: State, ops: NDArray[np.int64], first: int, end: int, at: int, inputs: Inputs, row: int, time: int
+) -> None:
+    """Fold one event into one tile."""
+    words, reals = state.words, state.reals
+    for o in range(first, end):
+        lane = ops[o, 1]
+        if not inputs.valid[lane, row]:
+            continue
+        op, w, n = ops[o, 0], at + ops[o, 2], words[at + ops[o, 3]]
+        if op == N:
+            words[w] += 1
+        elif op == SUM_FLOAT:
+            _add_real(reals, w, inputs.reals[lane, row])
+        elif op == SUM_INT:
+            words[w] += inputs.words[lane, row]
+        elif op == MIN_FLOAT:
+            reals[w] = inputs.reals[lane, row] if n == 0 else min(reals[w], inputs.reals[lane, row])
+        elif op == MAX_FLOAT:
+            reals[w] = inputs.reals[lane, row] if n == 0 else max(reals[w], inputs.reals[lane, row])
+        elif op == MIN_INT:
+            words[w] = inputs.words[lane, row] if n == 0 else min(words[w], inputs.words[lane, row])
+        elif op == MAX_INT:
+            words[w] = inputs.words[lane, row] if n == 0 else max(words[w], inputs.words[lane, row])
+        elif op == MOMENTS_FLOAT or op == MOMENTS_INT:
+            value = inputs.reals[lane, row] if op == MOMENTS_FLOAT else float(inputs.words[lane, row])
+            delta = value - reals[w]
+            reals[w] += delta / (n + 1)
+            reals[w + 1] += delta * (value - reals[w])
+        elif n == 0 or (op == FIRST and time < words[w]) or (op == LAST and time >= words[w]):
+            words[w] = time
+            words[w + 1] = inputs.words[lane, row]
+
+
+@njit(cache=True, nogil=True)
+def _add_real(reals: NDArray[np.float64], w: int, value: float) -> None:
+    total = reals[w] + value
+    if np.isfinite(total):
+        if abs(reals[w]) >= abs(value):
+            reals[w + 1] += (reals[w] - total) + value
+        else:
+            reals[w + 1] += (value - total) + reals[w]
+    reals[w] = total
+
+
+@njit(cache=True, nogil=True)
+def _overflows(a: int, b: int) -> bool:
+    return (b > 0 and a > _INT_MAX - b) or (b < 0 and a < _INT_MIN - b)
+
+
+@njit(cache=True, nogil=True)
+def _merge(
+    ops: NDArray[np.int64],
+    first: int,
+    end: int,
+    acc: Inputs,
+    tile: int,
+    words: NDArray[np.int64],
+    reals: NDArray[np.float64],
+) -> None:
+    """Merge a tile into the accumulators `acc` (one row of words; `valid` tells which sums have not overflowed)."""
+    aw, ar = acc.words[0], acc.reals[0]
+    for o in range(first, end):
+        op, a, b = ops[o, 0], ops[o, 2], tile + ops[o, 2]
+        na, nb = aw[ops[o, 3]], words[tile + ops[o, 3]]
+        if nb == 0:
+            continue
+        if op == N:
+            aw[a] = na + nb
+        elif op == SUM_FLOAT:
+            _add_real(ar, a, reals[b])
+            ar[a + 1] += reals[b + 1]
+        elif op == SUM_INT:
+            if _overflows(aw[a], words[b]):
+                acc.valid[0, o] = False
+            else:
+                aw[a] += words[b]
+        elif op == MIN_FLOAT:
+            ar[a] = reals[b] if na == 0 else min(ar[a], reals[b])
+        elif op == MAX_FLOAT:
+            ar[a] = reals[b] if na == 0 else max(ar[a], reals[b])
+        elif op == MIN_INT:
+            aw[a] = words[b] if na == 0 else min(aw[a], words[b])
+        elif op == MAX_INT:
+            aw[a] = words[b] if na == 0 else max(aw[a], words[b])
+        elif op == MOMENTS_FLOAT or op == MOMENTS_INT:
+            if na == 0:
+                ar[a], ar[a + 1] = reals[b], reals[b + 1]
+            else:
+                delta, n = reals[b] - ar[a], na + nb
+                ar[a] += delta * nb / n
+                ar[a + 1] += reals[b + 1] + delta * delta * (na * (nb / n))
+        elif na == 0 or (op == FIRST and words[b] < aw[a]) or (op == LAST and words[b] >= aw[a]):
+            aw[a], aw[a + 1] = words[b], words[b + 1]
+
+
+@njit(cache=True, nogil=True)
+def _finish_one(out: NDArray[np.int64], acc: Inputs, results: Results, step: int, j: int) -> None:
+    aw, ar = acc.words[0], acc.reals[0]
+    code, w, n = out[0], out[1], aw[out[2]]
+    valid = True
+    if code == COUNT:
+        results.words[step, j] = n
+    elif code == TOTAL_FLOAT:
+        results.reals[step, j] = ar[w] + ar[w + 1]
+    elif code == TOTAL_INT:
+        valid = acc.valid[0, out[3]]
+        results.words[step, j] = aw[w]
+    elif code == STD:
+        valid = n > 1
+        results.reals[step, j] = np.sqrt(ar[w + 1] / (n - 1)) if valid else 0.0
+    elif n == 0:
+        valid = False
+    elif code == MEAN_FLOAT:
+        results.reals[step, j] = (ar[w] + ar[w + 1]) / n
+    elif code == MEAN_INT:
+        valid = acc.valid[0, out[3]]
+        results.reals[step, j] = aw[w] / n
+    elif code == TIMED_VALUE:
+        results.words[step, j] = aw[w + 1]
+    else:
+        results.words[step, j] = aw[w]
+    results.valid[step, j] = valid
+
+
+@njit(cache=True, nogil=True)
+def _finish(tables: Tables, state: State, entity: int, as_of: int, acc: Inputs, results: Results, step: int) -> None:
+    """Write the entity's features as of `as_of`, or of its newest event when that is later; nulls for no entity."""
+    partitions = state.slots.shape[1]
+    effective = as_of
+    for p in range(partitions if entity >= 0 else 0):
+        slot = state.slots[entity, p]
+        if slot >= 0:
+            effective = max(effective, state.newest[slot])
+    results.effective[step] = effective
+    if entity < 0:
+        return
+    for g in range(tables.groups.shape[0]):
+        track, length = tables.groups[g, 0], tables.groups[g, 1]
+        hop, stride = tables.tracks[track, 0], tables.tracks[track, 2]
+        oldest, youngest = (effective - length + 1) // hop, effective // hop
+        acc.words[0, :stride] = 0
+        acc.valid[0, :] = True
+        for p in range(partitions):
+            slot = state.slots[entity, p]
+            if slot < 0:
+                continue
+            start, tiles = state.runs[slot, track, 0], state.runs[slot, track, 1]
+            for place in range(_place(state, slot, track, stride, oldest), tiles):
+                at = start + place * stride
+                if state.words[at] > youngest:
+                    break
+                _merge(tables.ops, tables.tracks[track, 3], tables.tracks[track, 4], acc, at, state.words, state.reals)
+        for j in range(tables.groups[g, 2], tables.groups[g, 3]):
+            _finish_one(tables.outs[j], acc, results, step, j)
+
+
+@njit(cache=True, nogil=True)
+def _is_late(tables: Tables, time: int, limit: int) -> bool:
+    for k in range(tables.tracks.shape[0]):
+        hop = tables.tracks[k, 0]
+        if time // hop >= (limit - tables.tracks[k, 1] + 1) // hop:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _would_overflow(tables: Tables, state: State, slot: int, inputs: Inputs, row: int, time: int) -> bool:
+    for k in range(tables.tracks.shape[0]):
+        stride, index = tables.tracks[k, 2], time // tables.tracks[k, 0]
+        place = _place(state, slot, k, stride, index)
+        at = state.runs[slot, k, 0] + place * stride
+        if place == state.runs[slot, k, 1] or state.words[at] != index:
+            continue
+        for o in range(tables.tracks[k, 3], tables.tracks[k, 4]):
+            lane = tables.ops[o, 1]
+            if tables.ops[o, 0] == SUM_INT and inputs.valid[lane, row]:
+                if _overflows(state.words[at + tables.ops[o, 2]], inputs.words[lane, row]):
+                    return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _slot(state: State, entity: int, partition: int) -> int:
+    slot = state.slots[entity, partition]
+    if slot < 0:
+        slot = state.used[1]
+        state.used[1] += 1
+        state.slots[entity, partition] = slot
+        state.newest[slot] = _INT_MIN
+        state.runs[slot, :, :2] = 0
+        state.runs[slot, :, 2] = -1
+        state.dirty[0, slot] = 0
+    return slot
+
+
+@njit(cache=True, nogil=True)
+def _fold(tables: Tables, state: State, slot: int, inputs: Inputs, row: int, time: int) -> None:
+    newest = max(state.newest[slot], time)
+    state.newest[slot] = newest
+    if not state.dirty[0, slot]:
+        state.dirty[0, slot] = 1
+        state.dirty[1, state.used[2]] = slot
+        state.used[2] += 1
+    for k in range(tables.tracks.shape[0]):
+        hop, stride = tables.tracks[k, 0], tables.tracks[k, 2]
+        index, oldest = time // hop, (newest - tables.tracks[k, 1] + 1) // hop
+        if index >= oldest:  # else no read can ever see it
+            at = _tile(state, slot, k, stride, index, oldest)
+            _add(state, tables.ops, tables.tracks[k, 3], tables.tracks[k, 4], at, inputs, row, time)
+
+
+@njit(cache=True, nogil=True)
+def run(
+    tables: Tables,
+    state: State,
+    steps: Steps,
+    inputs: Inputs,
+    acc: Inputs,
+    results: Results,
+    begin: int,
+    lateness: int,
+    checks: bool,
+    emit: bool,
+) -> int:
+    """Do the steps from `begin` on; returns the number done: fewer than there are when the pool of words must grow.
+
+    A folded event gets a row of results when `emit` is set; a read always does.
+    """
+    reserve = (tables.tracks[:, 2] * tables.tracks[:, 5]).sum() * 2
+    for i in range(begin, steps.row.shape[0]):
+        row, entity, time = steps.row[i], steps.entity[i], steps.time[i]
+        if row >= 0:
+            partition = steps.partition[i]
+            state.clock[partition] = max(state.clock[partition], time)
+            if _is_late(tables, time, state.clock[partition] - lateness):
+                results.status[i] = LATE
+                continue
+            if entity < 0:
+                results.status[i] = KEYLESS
+                continue
+            if state.used[0] + reserve > state.words.shape[0]:
+                return i
+            slot = _slot(state, entity, partition)
+            if checks and _would_overflow(tables, state, slot, inputs, row, time):
+                results.status[i] = OVERFLOW
+                continue
+            _fold(tables, state, slot, inputs, row, time)
+        if row < 0 or emit:
+            _finish(tables, state, entity, time, acc, results, i)
+    return steps.row.shape[0]
+
+
+@njit(cache=True, nogil=True)
+def sizes_of(tables: Tables, state: State, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Words that each slot's state takes when encoded."""
+    out = np.empty(slots.shape[0], np.int64)
+    for i in range(slots.shape[0]):
+        slot, size = slots[i], 2 + tables.tracks.shape[0]
+        for k in range(tables.tracks.shape[0]):
+            hop, stride = tables.tracks[k, 0], tables.tracks[k, 2]
+            oldest = (state.newest[slot] - tables.tracks[k, 1] + 1) // hop
+            size += (state.runs[slot, k, 1] - _place(state, slot, k, stride, oldest)) * stride
+        out[i] = size
+    return out
+
+
+@njit(cache=True, nogil=True)
+def encode(
+    tables: Tables, state: State, slots: NDArray[np.int64], ends: NDArray[np.int64], out: NDArray[np.int64]
+) -> None:
+    """Write the slots' states one after another: format and tracks, newest time, tiles a track, then live tiles."""
+    tracks = tables.tracks.shape[0]
+    for i in range(slots.shape[0]):
+        slot, at = slots[i], 0 if i == 0 else ends[i - 1]
+        out[at] = FORMAT | tracks << 8
+        out[at + 1] = state.newest[slot]
+        to = at + 2 + tracks
+        for k in range(tracks):
+            hop, stride = tables.tracks[k, 0], tables.tracks[k, 2]
+            first = _place(state, slot, k, stride, (state.newest[slot] - tables.tracks[k, 1] + 1) // hop)
+            live = state.runs[slot, k, 1] - first
+            out[at + 2 + k] = live
+            start = state.runs[slot, k, 0] + first * stride
+            out[to : to + live * stride] = state.words[start : start + live * stride]
+            to += live * stride
+
+
+@njit(cache=True, nogil=True)
+def load(tables: Tables, state: State, entity: int, partition: int, blob: NDArray[np.int64]) -> None:
+    """Put an encoded state (already checked) in place of what the entity has on the partition."""
+    slot = _slot(state, entity, partition)
+    tracks = tables.tracks.shape[0]
+    state.newest[slot] = blob[1]
+    at = 2 + tracks
+    for k in range(tracks):
+        stride, tiles = tables.tracks[k, 2], blob[2 + k]
+        state.runs[slot, k, 1] = 0
+        while tiles and (state.runs[slot, k, 2] < 0 or state.sizes[state.runs[slot, k, 2]] < tiles):
+            _make_room(state, slot, k, stride)
+        start = state.runs[slot, k, 0]
+        state.words[start : start + tiles * stride] = blob[at : at + tiles * stride]
+        state.runs[slot, k, 1] = tiles
+        at += tiles * stride

@@ -1,0 +1,97 @@
+"""Where events come from and what they are about: topics and entities."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from featurestore.errors import DefinitionError
+from featurestore.expressions import TYPES, checked_type, closest
+from featurestore.times import milliseconds
+
+PARTITIONERS = ("murmur2", "crc32")
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_PYTHON_TYPES = {str: "str", int: "int", float: "float", bool: "bool"}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A Kafka topic and how to read it.
+
+    `schema` maps columns to str, int, float, bool or "timestamp[ms]" (an integer of epoch milliseconds). `event_time`
+    and the `key` columns must be there in every event; any other column may be null. `lateness` is how long an event
+    may come after newer ones of its partition and still be folded; an event more than `max_lead` in the future is
+    quarantined. `derive` adds columns computed per row by Polars expressions. `partitioner` names the one that
+    producers use, so that a lookup by key reads one partition.
+    """
+
+    name: str
+    schema: Mapping[str, Any]
+    event_time: str
+    key: str | Sequence[str]
+    lateness: str = "10m"
+    max_lead: str = "5m"
+    derive: Mapping[str, pl.Expr] = field(default_factory=dict)
+    partitioner: str | None = None
+
+    types: dict[str, str] = field(init=False)  # schema columns, then derived ones
+    keys: tuple[str, ...] = field(init=False)
+    lateness_ms: int = field(init=False)
+    max_lead_ms: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        here = f"Source {self.name!r}"
+        if not _TOPIC.fullmatch(self.name):
+            raise DefinitionError(f"{here}: a topic name has 1 to 200 letters, digits, '.', '_' and '-'")
+        types = {column: _canonical_type(kind, f"{here}, column {column!r}") for column, kind in self.schema.items()}
+        keys = (self.key,) if isinstance(self.key, str) else tuple(self.key)
+        for column in (self.event_time, *keys):
+            if column not in types:
+                raise DefinitionError(f"{here}: there is no column {column!r}; {closest(column, types)}")
+        if types[self.event_time] not in ("timestamp[ms]", "int"):
+            raise DefinitionError(f'{here}: event time {self.event_time!r} must be "timestamp[ms]" in the schema')
+        if self.partitioner not in (None, *PARTITIONERS):
+            raise DefinitionError(f"{here}: partitioner must be one of {', '.join(PARTITIONERS)}, or left out")
+        object.__setattr__(self, "schema", dict(types))
+        for column, expression in self.derive.items():
+            if column in types:
+                raise DefinitionError(f"{here}: derived column {column!r} is already there; choose another name")
+            types[column] = checked_type(expression, types, f"{here}, derived column {column!r}")
+        for column in types:
+            if not _NAME.fullmatch(column):
+                raise DefinitionError(f"{here}: column {column!r} must be a name of letters, digits and '_'")
+        object.__setattr__(self, "types", types)
+        object.__setattr__(self, "keys", keys)
+        object.__setattr__(self, "lateness_ms", milliseconds(self.lateness))
+        object.__setattr__(self, "max_lead_ms", milliseconds(self.max_lead))
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns that no event may lack."""
+        return (self.event_time, *self.keys)
+
+
+def _canonical_type(kind: object, where: str) -> str:
+    name = _PYTHON_TYPES.get(kind, kind) if isinstance(kind, type) else kind
+    if not isinstance(name, str) or name not in TYPES:
+        raise DefinitionError(f'{where}: {kind!r} is no column type; use str, int, float, bool or "timestamp[ms]"')
+    return name
+
+
+@dataclass(frozen=True)
+class Entity:
+    """What features are about: a name and the column or columns that tell one from another."""
+
+    name: str
+    key: str | tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The key columns."""
+        return (self.key,) if isinstance(self.key, str) else tuple(self.key)
