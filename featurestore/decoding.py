@@ -30,7 +30,7 @@ import polars as pl
 from featurestore.expressions import TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -101,21 +101,22 @@ def decode_json(
     returned as a `Reject`.
     """
     decode = _decoder(tuple(schema.items()), frozenset(required), event_time).decode
-    rejects = _beyond_limits(values, max_bytes, max_depth)
-    skipped = {reject.row for reject in rejects}
-    records = []
-    for row, value in enumerate(values):
-        if value is None or (skipped and row in skipped):
-            continue
+    texts = [value or b"" for value in values]
+    rejects = _beyond_limits(texts, max_bytes, max_depth)
+    if not all(values):
+        rejects += [Reject(row, "tombstone", "the record has no value") for row, v in enumerate(values) if v is None]
+    records: list[msgspec.Struct] = []
+    keep = records.append
+    for row, text in _without(rejects, texts):
         try:
-            records.append(decode(value))
+            keep(decode(text))
         except (msgspec.DecodeError, RecursionError) as error:
             rejects.append(Reject(row, _code(error), str(error)[:_MAX_DETAIL]))
     rejects.sort()
-    columns = (
-        pl.Series(name, list(map(attrgetter(_attribute(i)), records)), TYPES[kind])
+    columns = {
+        name: pl.Series(values=list(map(attrgetter(_attribute(i)), records)), dtype=TYPES[kind])
         for i, (name, kind) in enumerate(schema.items())
-    )
+    }
     rows = np.delete(np.arange(len(values), dtype=np.int64), [reject.row for reject in rejects])
     return Decoded(pl.DataFrame(columns), rows, rejects)
 
@@ -142,16 +143,20 @@ def _attribute(i: int) -> str:
     return f"f{i}"
 
 
-def _beyond_limits(values: Sequence[bytes | None], max_bytes: int, max_depth: int) -> list[Reject]:
-    """Rejects for tombstones and for values that are too long, too deep or not UTF-8."""
-    rejects, texts = [], values
-    if not all(values):
-        rejects = [Reject(row, "tombstone", "the record has no value") for row, v in enumerate(values) if v is None]
-        texts = [value or b"" for value in values]
+def _without(rejects: list[Reject], texts: list[bytes]) -> Iterable[tuple[int, bytes]]:
+    """Rows and texts that have not been rejected."""
+    if not rejects:
+        return enumerate(texts)
+    rejected = {reject.row for reject in rejects}
+    return [(row, text) for row, text in enumerate(texts) if row not in rejected]
+
+
+def _beyond_limits(texts: list[bytes], max_bytes: int, max_depth: int) -> list[Reject]:
+    """Rejects for values that are too long, too deep or not UTF-8."""
+    rejects = []
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     joined = b"\n".join(texts)
-    suspects = set(np.flatnonzero(sizes > max_bytes).tolist())
-    suspects.update(np.flatnonzero(_openings(joined, sizes) > max_depth).tolist())
+    suspects = set(np.flatnonzero((sizes > max_bytes) | (_openings(joined, sizes) > max_depth)).tolist())
     if not _is_utf8(joined):
         suspects.update(row for row, text in enumerate(texts) if not _is_utf8(text))
     for row in suspects:
@@ -167,9 +172,9 @@ def _beyond_limits(values: Sequence[bytes | None], max_bytes: int, max_depth: in
 
 def _openings(joined: bytes, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """How many opening brackets each value holds, those in strings included: no value is nested deeper than that."""
-    text = np.frombuffer(joined, np.uint8)
-    ends = np.cumsum(sizes + 1)
-    return np.diff(np.searchsorted(np.flatnonzero((text | _BRACE_BIT) == ord("{")), ends), prepend=0)
+    text = np.frombuffer(joined, np.uint8) | _BRACE_BIT
+    openings = np.flatnonzero(np.equal(text, ord("{"), out=text.view(np.bool_)))
+    return np.diff(np.searchsorted(openings, np.cumsum(sizes + 1)), prepend=0)
 
 
 def _depth(text: bytes) -> int:

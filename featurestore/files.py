@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 from featurestore.errors import StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
     from pathlib import Path
 
 
-def publish(path: Path, payload: Buffer) -> None:
+def publish(path: Path, payload: bytes | memoryview) -> None:
     """Make `path` hold `payload`, durably: temporary file, fsync, rename, fsync of the folder.
 
-    A reader sees the old content or the new one, never a part. The temporary name is hidden, ends in `.tmp` and is unique,
-    so that two writers never share one. Raises `StateError` when the disk refuses; nothing visible has changed then.
+    A reader sees the old content or the new one, never a part. The temporary name is hidden, ends in `.tmp` and is
+    unique, so that two writers never share one. Raises `StateError` when the disk refuses; nothing visible has changed.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

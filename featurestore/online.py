@@ -1,7 +1,7 @@
-"""The online store: states and the offset they stand at, kept together.
+"""The online store in Redis: one script call stores the states of a batch and the offset they stand at.
 
-`OnlineStore` is what a store must do; `RedisStore` does it with one script call per view and partition: check the owner and the
-offset, write the states, store the next offset. All keys of a call share one hash tag, so that one slot holds them.
+A script call touches one view on one partition. All its keys share the hash tag `{topic:partition}`, so that one slot,
+and one entry of Redis' log, holds them: states and offset are stored together, and are lost together. Needs Redis 6.2.
 """
 
 from __future__ import annotations
@@ -10,167 +10,331 @@ import asyncio
 import hashlib
 import logging
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import hiredis
-import redis.exceptions as refused
+from redis import exceptions as errors
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from featurestore.errors import ConfigError, FencedError, FormatError, GapError, OnceflowError, StateError, UnavailableError
+from featurestore.errors import ConfigError, OnceflowError, StateError, UnavailableError
 from featurestore.keys import key_prefix, position_key
+from featurestore.stores import (
+    DROPPING,
+    FORMAT,
+    Commit,
+    OnlineStore,
+    Position,
+    Request,
+    check_commits,
+    refusal,
+    wrong_format,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Buffer, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from typing import TypeAlias
 
     Command: TypeAlias = tuple[str | bytes | int, ...]
 
-FORMAT = 1
-"""Version of what this module writes to Redis. Another one found there is refused, never overwritten."""
-
-MAX_STATES = 500_000
-"""Most states in one commit: Redis takes 2^20 arguments a command."""
-
-DROPPING = "dropping"
-"""The format of a position whose states are being deleted: a drop cut short is never taken for a whole state."""
+__all__ = ["FORMAT", "Commit", "OnlineStore", "Position", "RedisStore", "Request", "connect"]
 
 _log = logging.getLogger(__name__)
 
+# The stub of hiredis allows one argument only.
+_pack: Callable[[Any], bytes] = hiredis.pack_command
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a view stands on a partition: `next`, the first offset not folded; `clock`, its newest event time in ms."""
+_CONNECTIONS = 64
+_TIMEOUT = 10.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0
+_PAGE = 1000
 
-    next: int
-    clock: int
+# Inside a script Redis 6.2 wraps the code ("... user_script:1: -OOM command not allowed"), Redis 7 puts it first.
+_PASSING = re.compile(r"(?:^|[ -])(?:LOADING|READONLY|BUSY|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS) ")
+_PASSING_TYPES = (errors.ReadOnlyError, errors.OutOfMemoryError, errors.ClusterDownError, errors.TryAgainError)
+_FORBIDDEN = (errors.AuthenticationError, errors.AuthorizationError, errors.NoPermissionError)
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """The result of folding the offsets `start` up to, not including, `next` of one partition into one view.
+class _Script:
+    """A Lua script, called by its hash so that its text is sent once."""
 
-    `entities` are encoded (`keys.encode_entity`), each once, with the state of each in `blobs`. `ttl` is in ms; None: for ever.
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    def call(self, keys: Sequence[bytes], *args: str | bytes | int) -> Command:
+        return ("EVALSHA", self._sha, len(keys), *keys, *args)
+
+
+# KEYS: position. ARGV: owner, format.
+_CLAIM = _Script("""
+local stored = redis.call('HMGET', KEYS[1], 'format', 'next', 'clock')
+if stored[1] ~= ARGV[2] and redis.call('EXISTS', KEYS[1]) == 1 then return {'FORMAT', stored[1] or ''} end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'format', ARGV[2])
+return {'OK', stored[2], stored[3]}
+""")
+
+# KEYS: position, states. ARGV: owner, start, next, clock, format, ttl or '', blobs.
+# Offsets are compared as text: Lua's numbers are doubles. Redis does not undo a script that fails half-way, so all
+# checks come before the first write, and no write can fail once the first has passed.
+_COMMIT = _Script("""
+local call, keys, argv, ttl = redis.call, KEYS, ARGV, ARGV[6]
+local stored = call('HMGET', keys[1], 'format', 'owner', 'next')
+if stored[1] and stored[1] ~= argv[5] then return {'FORMAT', stored[1]} end
+if stored[2] ~= argv[1] then return {'FENCED', stored[2] or ''} end
+if stored[3] and stored[3] ~= argv[2] then
+  if stored[3] == argv[3] then return {'OK', ''} end
+  return {'GAP', stored[3]}
+end
+if ttl == '' then
+  for i = 2, #keys do call('SET', keys[i], argv[i + 5]) end
+else
+  for i = 2, #keys do call('SET', keys[i], argv[i + 5], 'PX', ttl) end
+end
+call('HSET', keys[1], 'next', argv[3], 'clock', argv[4], 'format', argv[5])
+return {'OK', ''}
+""")
+
+# KEYS: states. MGET would answer nil, "no such entity", for a key of another type; GET refuses it.
+_READ = _Script("""
+local call, keys, blobs = redis.call, KEYS, {}
+for i = 1, #keys do blobs[i] = call('GET', keys[i]) end
+return blobs
+""")
+
+
+def connect(url: str, patience: float | None = 5.0) -> RedisStore:
+    """Return a store at `redis://HOST:PORT/DB`, `rediss://...` (TLS) or `unix://PATH`; it connects when first used."""
+    return RedisStore(url, patience)
+
+
+class RedisStore:
+    """`OnlineStore` in Redis. It belongs to the event loop that first uses it.
+
+    `patience`: for how many seconds a call goes on trying while Redis cannot be reached or cannot serve (loading, out
+    of memory, a replica, busy) before it raises `UnavailableError`; 0 never waits, None waits for ever. Raises
+    `ConfigError` for an address or credentials that cannot work.
     """
 
-    view_key: str
-    topic: str
-    partition: int
-    owner: str
-    start: int
-    next: int
-    clock: int
-    entities: Sequence[bytes]
-    blobs: Sequence[Buffer]
-    ttl: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The states to read: of every encoded entity, on each of `partitions`."""
-
-    view_key: str
-    topic: str
-    partitions: Sequence[int]
-    entities: Sequence[bytes]
-
-
-class OnlineStore(Protocol):
-    """What the stream and the server ask of a store. Every method raises `UnavailableError` when it cannot be reached."""
+    def __init__(self, url: str, patience: float | None = 5.0) -> None:
+        try:
+            self._pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=_CONNECTIONS,
+                socket_timeout=_TIMEOUT,
+                socket_connect_timeout=_TIMEOUT,
+                protocol=2,
+                # Retries are made here, where it is known that every command may safely be repeated.
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError:
+            # The reason would quote the address, which may hold a password.
+            raise ConfigError("not a Redis address: write redis://HOST:PORT/DB, rediss://... or unix://PATH") from None
+        where = self._pool.connection_kwargs
+        self.address: str = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+        self._patience = patience
+        self._waiting = False
 
     async def claim(self, view_key: str, topic: str, partition: int, owner: str) -> Position | None:
-        """Make `owner`, a random token, the only one that may commit; return the stored position, None when there is none.
-
-        Raises `FormatError`, with nothing changed, when another version of the format is stored.
-        """
-        ...
+        """Make `owner` the only one that may commit and return the stored position (see `OnlineStore`)."""
+        [reply] = await self._run([_CLAIM.call([position_key(topic, partition, view_key)], owner, FORMAT)])
+        if reply[0] != b"OK":
+            raise wrong_format(view_key, topic, partition, reply[1].decode())
+        return _position(*reply[1:])
 
     async def commit(self, commits: Sequence[Commit]) -> None:
-        """Store states and position of each commit together, or nothing of it.
-
-        Committing again what is stored already is done already: a retry after an unknown outcome is safe. With no position
-        stored, any `start` is taken. At most one commit per view and partition in a call. Commits are independent: when one
-        is refused, the others are stored, then the first refusal is raised. Raises `FencedError` when `owner` is not the
-        owner, `GapError` when `start` is not the stored next offset, `FormatError` as `claim` does.
-        """
-        ...
+        """Store every commit, each by one script, all in one round trip (see `OnlineStore`)."""
+        check_commits(commits)
+        replies = await self._run([_commit_command(commit) for commit in commits])
+        refused = [
+            refusal(commit, code.decode(), stored.decode())
+            for commit, (code, stored) in zip(commits, replies, strict=True)
+            if code != b"OK"
+        ]
+        if refused:
+            raise refused[0]
 
     async def read(
         self, view_key: str, topic: str, partitions: int, entities: Sequence[bytes]
     ) -> list[list[bytes | None]]:
-        """States of encoded entities on partitions 0 up to `partitions`: `[entity][partition]`, None where there is none."""
-        ...
+        """Read states: `[entity][partition]` (see `OnlineStore`)."""
+        [answer] = await self.read_many([Request(view_key, topic, range(partitions), entities)])
+        return answer
 
     async def read_many(self, requests: Sequence[Request]) -> list[list[list[bytes | None]]]:
-        """Answer many requests in one round trip: `[request][entity][partition]`. Raises `StateError` for a foreign value."""
-        ...
+        """Read many views in one round trip, one script a slot: `[request][entity][partition]` (see `OnlineStore`)."""
+        slots: dict[tuple[str, int], list[bytes]] = {}
+        begins: list[list[int]] = []
+        for request in requests:
+            begins.append([])
+            for partition in request.partitions:
+                prefix = key_prefix(request.topic, partition, request.view_key)
+                keys = slots.setdefault((request.topic, partition), [])
+                begins[-1].append(len(keys))
+                keys.extend([prefix + entity for entity in request.entities])
+        replies = await self._run([_READ.call(keys) for keys in slots.values()]) if slots else []
+        blobs = dict(zip(slots, replies, strict=True))
+        return [_rows(request, begin, blobs) for request, begin in zip(requests, begins, strict=True)]
 
-    def scan(self, view_key: str, topic: str, partition: int) -> AsyncIterator[tuple[bytes, bytes]]:
-        """Every encoded entity of a view on a partition, once, with its state. Not a snapshot while a worker writes."""
-        ...
+    async def scan(self, view_key: str, topic: str, partition: int) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Yield every encoded entity once, with its state; walks the whole database (see `OnlineStore`)."""
+        prefix = key_prefix(topic, partition, view_key)
+        async for keys in self._state_keys(view_key, topic, partition):
+            [blobs] = await self._run([_READ.call(keys)])
+            for key, blob in zip(keys, blobs, strict=True):
+                if blob is not None:
+                    yield key[len(prefix) :], blob
 
     async def positions(self, view_key: str, topic: str, partitions: int) -> list[Position | None]:
-        """Positions on partitions 0 up to `partitions`; raises `FormatError` as `claim` does."""
-        ...
+        """Read the position on every partition, in one round trip (see `OnlineStore`)."""
+        keys = [position_key(topic, partition, view_key) for partition in range(partitions)]
+        replies = await self._run([("HMGET", key, "format", "next", "clock") for key in keys]) if keys else []
+        for partition, (written, upto, _) in enumerate(replies):
+            if written != b"%d" % FORMAT and (written is not None or upto is not None):
+                raise wrong_format(view_key, topic, partition, (written or b"").decode())
+        return [_position(upto, clock) for _, upto, clock in replies]
 
     async def drop(self, view_key: str, topic: str, partition: int) -> None:
-        """Delete every state and the position; its owner is fenced first. Cut short, it must be run again."""
-        ...
+        """Delete every state and the position (see `OnlineStore`)."""
+        position = position_key(topic, partition, view_key)
+        await self._run([("HSET", position, "format", DROPPING, "owner", "")])
+        async for keys in self._state_keys(view_key, topic, partition):
+            await self._run([("UNLINK", *keys)])
+        await self._run([("UNLINK", position)])
 
     async def ping(self) -> None:
-        """Return when the store answers."""
-        ...
+        """Return when Redis answers."""
+        await self._run([("PING",)])
 
     async def close(self) -> None:
-        """Release connections."""
-        ...
+        """Close every connection."""
+        await self._pool.disconnect()
+
+    async def _state_keys(self, view_key: str, topic: str, partition: int) -> AsyncIterator[list[bytes]]:
+        prefix, position = key_prefix(topic, partition, view_key), position_key(topic, partition, view_key)
+        # SCAN may name a key twice, when Redis resizes its table in between.
+        seen = {position}
+        cursor = b"0"
+        while True:
+            [(cursor, keys)] = await self._run([("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _PAGE)])
+            fresh = list(dict.fromkeys(key for key in keys if key not in seen))
+            seen.update(fresh)
+            if fresh:
+                yield fresh
+            if cursor == b"0":
+                return
+
+    async def _run(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in one round trip and return their replies, with patience. Each must be safe to repeat."""
+        # Packed at once by hiredis: redis-py's own pipeline costs more than the server's part for large scripts.
+        payload = b"".join(map(_pack, commands))
+        clock = asyncio.get_running_loop().time
+        deadline = None if self._patience is None else clock() + self._patience
+        wait = _FIRST_WAIT
+        while True:
+            try:
+                replies = await self._attempt(payload, len(commands))
+            except UnavailableError as error:
+                if deadline is not None and clock() + wait > deadline:
+                    raise
+                self._say_once(error)
+                await self._pool.disconnect(inuse_connections=False)  # the address may lead elsewhere after a failover
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+            else:
+                self._say_recovered()
+                return replies
+
+    async def _attempt(self, payload: bytes, count: int) -> list[Any]:
+        try:
+            replies = await self._exchange(payload, count)
+            if any(isinstance(reply, errors.NoScriptError) for reply in replies):
+                _raise_first(await self._exchange(_LOAD_SCRIPTS, len(_SCRIPTS)), self.address)
+                replies = await self._exchange(payload, count)
+        except (*_FORBIDDEN, errors.InvalidResponse) as error:
+            raise _fault(error, self.address) from error
+        except (errors.ConnectionError, errors.TimeoutError, OSError) as error:
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise UnavailableError(f"cannot reach Redis at {self.address}: {reason}") from error
+        _raise_first(replies, self.address)
+        return replies
+
+    async def _exchange(self, payload: bytes, count: int) -> list[Any]:
+        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.send_packed_command([payload])
+            return [await _reply(connection) for _ in range(count)]
+        finally:
+            await self._pool.release(connection)
+
+    def _say_once(self, error: UnavailableError) -> None:
+        if not self._waiting:
+            self._waiting = True
+            _log.warning("%s; retrying", error)
+
+    def _say_recovered(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            _log.warning("Redis at %s serves again", self.address)
 
 
-def refusal(commit: Commit, code: str, stored: str) -> StateError:
-    """Say why a store did not take a commit; `code` is FENCED, GAP or FORMAT, `stored` the owner, offset or format found."""
-    where = f"view {commit.view_key} on {commit.topic}:{commit.partition}"
-    if code == "FENCED":
-        found = "another worker has claimed it" if stored else "nobody owns it: the store was emptied or rolled back"
-        return FencedError(f"{where}: {found}; the batch {commit.start}..{commit.next} was not stored. Claim it again")
-    if code == "GAP":
-        return GapError(
-            f"{where}: the batch starts at offset {commit.start}, the stored next offset is {stored}. "
-            f"Nothing was stored; fold again from offset {stored}"
+_SCRIPTS = (_CLAIM, _COMMIT, _READ)
+_LOAD_SCRIPTS = b"".join(_pack(("SCRIPT", "LOAD", script.source)) for script in _SCRIPTS)
+
+
+async def _reply(connection: Any) -> Any:  # noqa: ANN401 - a reply of Redis; an error is a value, as others follow it
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except errors.ResponseError as error:
+        return error
+
+
+def _raise_first(replies: Sequence[Any], address: str) -> None:
+    for reply in replies:
+        if isinstance(reply, errors.RedisError):
+            raise _fault(reply, address) from reply
+
+
+def _fault(error: Exception, address: str) -> OnceflowError:
+    if isinstance(error, _FORBIDDEN):
+        return ConfigError(f"Redis at {address} refuses these credentials: {error}. Check user, password and ACL")
+    if isinstance(error, errors.InvalidResponse):
+        return ConfigError(f"what answers at {address} is not Redis: check the address")
+    if isinstance(error, _PASSING_TYPES) or _PASSING.search(str(error)):
+        return UnavailableError(f"Redis at {address} cannot serve: {error}")
+    if "WRONGTYPE" in str(error):
+        return StateError(
+            f"Redis at {address} holds a value of another type under a key of this store: delete that key"
         )
-    return wrong_format(commit.view_key, commit.topic, commit.partition, stored)
+    return StateError(f"Redis at {address} refuses a command: {error}")
 
 
-def wrong_format(view_key: str, topic: str, partition: int, stored: str) -> FormatError:
-    """Say that what is stored was written by another version, and what to do about it."""
-    where = f"view {view_key} on {topic}:{partition}"
-    if stored == DROPPING:
-        return FormatError(f"{where}: a drop was cut short and left part of the states; drop it again")
-    return FormatError(
-        f"{where}: written by format {stored or 'unknown'}, this version writes {FORMAT}: use a version that writes "
-        f"format {stored or 'unknown'}, or drop the view and backfill it; nothing was changed"
+def _position(upto: bytes | None, clock: bytes | None) -> Position | None:
+    return None if upto is None else Position(int(upto), int(clock or 0))
+
+
+def _commit_command(commit: Commit) -> Command:
+    prefix = key_prefix(commit.topic, commit.partition, commit.view_key)
+    return _COMMIT.call(
+        [prefix + b"next", *[prefix + entity for entity in commit.entities]],
+        commit.owner,
+        commit.start,
+        commit.next,
+        commit.clock,
+        FORMAT,
+        "" if commit.ttl is None else commit.ttl,
+        *map(bytes, commit.blobs),
     )
 
 
-def check_commits(commits: Sequence[Commit]) -> None:
-    """Raise `StateError` for commits that no store can take."""
-    places = {(commit.view_key, commit.topic, commit.partition) for commit in commits}
-    if len(places) != len(commits):
-        raise StateError("two commits of one view and partition in one call: a retry could not tell them apart; join them")
-    for commit in commits:
-        if len(commit.entities) != len(commit.blobs):
-            raise StateError(f"view {commit.view_key}: {len(commit.entities)} entities but {len(commit.blobs)} states")
-        if len(commit.entities) > MAX_STATES:
-            raise StateError(f"view {commit.view_key}: {len(commit.entities)} states in one commit, at most {MAX_STATES}")
-
-
-class _Script:
-    """Lua source and the name Redis gives it."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-
-    def call(self, keys: Sequence[bytes], *args: Any) -> Command:  # noqa: ANN401 - bytes, str or int, as redis takes
-        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+def _rows(
+    request: Request, begins: Sequence[int], blobs: dict[tuple[str, int], list[bytes | None]]
+) -> list[list[bytes | None]]:
+    """Turn one request's share of the replies, partition by partition, into rows of one entity."""
+    size = len(request.entities)
+    columns = [
+        blobs[request.topic, partition][begin : begin + size]
+        for partition, begin in zip(request.partitions, begins, strict=True)
+    ]
+    return [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in range(size)]

@@ -55,7 +55,9 @@ class LabelJoin:
         if time + self.wait < self.clock:
             self._expired += 1
             return -1
-        slot = self._free.pop() if self._free else self._grown()
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
         self._waiting[key] = (time, slot)
         return slot
 
@@ -78,6 +80,12 @@ class LabelJoin:
         """Hand the slots of joined and expired predictions out again."""
         self._free += self._spent
         self._spent.clear()
+        if 4 * len(self._free) < len(self.rows):  # seldom enough that sweeping costs next to nothing a row
+            self._sweep()
+            self._free += self._spent
+            self._spent.clear()
+            if 4 * len(self._free) < len(self.rows):
+                self._grow()
 
     @property
     def expired(self) -> int:
@@ -94,7 +102,7 @@ class LabelJoin:
     def dump(self) -> dict[str, Any]:
         """All of it as plain values; waiting predictions in the order in which they came."""
         self._sweep()
-        slots = [slot for _, slot in self._waiting.values()]
+        slots = np.array([slot for _, slot in self._waiting.values()], np.int64)
         return {
             "wait": self.wait,
             "clock": self.clock,
@@ -134,10 +142,7 @@ class LabelJoin:
         for key, held in [(key, held) for key, held in self._waiting.items() if held[0] < horizon]:
             self._expire(key, held)
 
-    def _grown(self) -> int:
-        """A free slot of a larger table, swept first so that the table does not outgrow what waits."""
-        self._sweep()
+    def _grow(self) -> None:
         size = len(self.rows)
         self.rows = np.concatenate([self.rows, np.empty_like(self.rows)])
-        self._free = list(range(size, 2 * size))
-        return self._free.pop()
+        self._free += range(size, 2 * size)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numba as nb
 import numpy as np
+from numba import njit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +25,7 @@ COUNT, MEAN, VARIANCE, WEIGHT = range(4)
 RATE, BIAS_RATE, L2, CLIP, POSITIVE, NEGATIVE = range(6)
 
 
-@nb.njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def logistic_predict(rows: Floats, table: Floats, bias: Floats) -> Floats:
     """Probabilities [n] of rows [n, f] under a table [4, f] and a bias [1]; NaN inputs contribute nothing."""
     count, width = rows.shape
@@ -40,7 +40,7 @@ def logistic_predict(rows: Floats, table: Floats, bias: Floats) -> Floats:
     return result
 
 
-@nb.njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def logistic_learn(rows: Floats, labels: Floats, table: Floats, bias: Floats, settings: Floats) -> None:
     """One pass over rows [n, f] in order, in place: each updates the running statistics, then takes one SGD step.
 
@@ -70,7 +70,7 @@ def logistic_learn(rows: Floats, labels: Floats, table: Floats, bias: Floats, se
         bias[0] -= settings[BIAS_RATE] * gradient
 
 
-@nb.njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _sigmoid(logit: float) -> float:
     if logit < -30.0:
         return 0.0
@@ -81,7 +81,7 @@ def _sigmoid(logit: float) -> float:
     return 0.5
 
 
-@nb.njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _gradient(logit: float, label: float, settings: Floats) -> float:
     sign, weight = (-1.0, settings[NEGATIVE]) if label == 0.0 else (1.0, settings[POSITIVE])
     z = logit * sign
@@ -96,7 +96,7 @@ def _gradient(logit: float, label: float, settings: Floats) -> float:
     return max(min(slope, settings[CLIP]), -settings[CLIP])
 
 
-@nb.njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def add_losses(probabilities: Floats, labels: Floats, sums: Floats) -> None:
     """Add log losses and squared errors to `sums`: [log loss, its compensation, squared error, its compensation]."""
     for i in range(len(labels)):
@@ -106,7 +106,7 @@ def add_losses(probabilities: Floats, labels: Floats, sums: Floats) -> None:
         _neumaier(sums, 2, (p - y) * (p - y))
 
 
-@nb.njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _neumaier(sums: Floats, at: int, value: float) -> None:
     total = sums[at] + value
     if abs(sums[at]) >= abs(value):

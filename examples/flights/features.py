@@ -146,7 +146,6 @@ class DestinationArrivals:
 class AircraftDepartures:
     """What this very aircraft did earlier in the day: its delay travels with it."""
 
-    flights = Count()
     delay = Last("delay", windows=["6h"])
     worst = Max("delay")
 
@@ -172,7 +171,6 @@ class OriginWeather:
     visib = Last("visib")
     humid = Last("humid")
     wind = Last("wind")
-    pressure = Last("pressure")
     rain = Sum("precip", windows=["6h"])
 
 
@@ -196,6 +194,6 @@ late = Service(
     label=Label(arrivals, id="flight_id", value=col("arr_delay") > 15, wait="36h"),
     # Labels come 512 at a time and much alike, so the steps are small.
     model=preprocessing.StandardScaler()
-    | linear_model.LogisticRegression(optimizer=optim.SGD(0.0003), intercept_lr=0.0003),
+    | linear_model.LogisticRegression(optimizer=optim.SGD(0.0003), intercept_lr=0.001),
     batch=512,
 )

@@ -1,0 +1,207 @@
+"""A Faust app for batches, started and stopped by the program it is part of.
+
+`build_app` gives an app without tables, web server, leader or producer: Faust brings topics, agents, timers and the
+consumer group. `run` (or `run_app` inside a running event loop) starts it and stops it; whatever fails inside, be it an
+agent, a callback of `Delivery` or the coroutine that runs beside the app, stops it and is raised to the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import faust
+from faust.app.base import BootStrategy
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery
+from mode.supervisors import CrashingSupervisor
+
+from streams.transport import Batch, Delivery, batch_topic
+
+__all__ = ["App", "Main", "build_app", "run", "run_app"]
+
+log = logging.getLogger(__name__)
+
+Receive = Callable[[Batch], Awaitable[None]]
+REMIND = 30.0
+"""Seconds between two lines about a broker that is away."""
+
+
+class _Boot(BootStrategy):  # type: ignore[misc]
+    enable_kafka_producer = False
+    enable_web = False
+    enable_sensors = False
+
+
+class _Recovery(Recovery):  # type: ignore[misc]
+    async def _wait(self, coro: Any, timeout: Any = None) -> None:  # noqa: ANN401, ARG002, ASYNC109
+        # To Faust a seek that takes too long is a service that was stopped: it would wait for ever, without a word.
+        await super()._wait(coro)
+
+
+class _Tables(TableManager):  # type: ignore[misc]
+    async def on_start(self) -> None:
+        # Faust sleeps for a second here, in case tables are still being added. There are none.
+        await self._update_channels()
+        await self.recovery.start()
+
+    @property
+    def recovery(self) -> Recovery:
+        if self._recovery is None:
+            self._recovery = _Recovery(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery
+
+
+class App(faust.App):  # type: ignore[misc]
+    """A Faust app whose topics deliver batches as its `delivery` says."""
+
+    BootStrategy = _Boot
+    delivery: Delivery
+
+    async def on_first_start(self) -> None:
+        """Make no directories: nothing is kept on disk."""
+
+
+Main = Callable[[App], Awaitable[None]]
+
+
+def build_app(
+    group: str,
+    kafka: str,
+    topics: Iterable[str],
+    receive: Receive,
+    *,
+    delivery: Delivery | None = None,
+    session_timeout_ms: int = 10_000,
+    instance: str | None = None,
+    credentials: Any = None,  # noqa: ANN401 - faust.SASLCredentials, faust.SSLCredentials and the like
+) -> App:
+    """Return an app of consumer group `group` that hands every batch of `topics` to `receive`.
+
+    `kafka` is `host:port`, or several separated by commas. `receive` is called for one batch a topic at a time and
+    must return soon: to slow a partition down, hold it. `session_timeout_ms` is how long a dead worker's partitions
+    stay unowned. `instance` names this worker for Kafka (static membership): when it starts again within that
+    time it gets its partitions back at once, without a rebalance; two workers must not use one name.
+    """
+    session = session_timeout_ms / 1000
+    rebalance = max(2 * session, 20.0)
+    app = App(
+        group,
+        broker=";".join(f"kafka-batch://{address.strip()}" for address in kafka.split(",")),
+        broker_credentials=credentials,
+        broker_session_timeout=session,
+        broker_heartbeat_interval=session / 4,
+        broker_rebalance_timeout=rebalance,
+        broker_request_timeout=rebalance + 10,  # a join waits for the whole rebalance
+        broker_max_poll_interval=86_400.0,
+        broker_commit_interval=1.0,
+        consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=instance,
+        consumer_metadata_max_age_ms=10_000,  # how soon a topic or partition is seen that was made later
+        store="memory://",
+        topic_disable_leader=True,
+        web_enabled=False,
+        stream_recovery_delay=0.0,
+        stream_wait_empty=False,
+        agent_supervisor=CrashingSupervisor,
+        TableManager=_Tables,
+    )
+    app.delivery = delivery or Delivery()
+    _hear(kafka)
+    for name in topics:
+        _receive(app, name, receive)
+    return app
+
+
+def _receive(app: App, name: str, receive: Receive) -> None:
+    async def agent(stream: Any) -> None:  # noqa: ANN401
+        async for batch in stream:
+            await receive(batch)
+
+    app.agent(batch_topic(app, name), name=f"receive {name}")(agent)
+
+
+async def run_app(app: App, main: Main | None = None) -> None:
+    """Run the app, and `main(app)` beside it, until one of them ends or this is cancelled; then stop the app.
+
+    While the app stops `main` still runs, so `Delivery.revoked` can count on it; then it is cancelled. Raises what
+    `main`, an agent, a callback or the consumer failed with.
+    """
+    tasks = [asyncio.ensure_future(_live(app))]
+    if main is not None:
+        tasks.append(asyncio.ensure_future(main(app)))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        tasks[0].cancel()
+        await app.stop()
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for failure in (app.crash_reason, *outcomes):
+            if isinstance(failure, Exception):
+                raise failure
+
+
+async def _live(app: App) -> None:
+    await app.start()
+    await app.wait_until_stopped()
+
+
+def run(app: App, main: Main | None = None) -> None:
+    """Run as `run_app` does, in an event loop of its own, until SIGINT or SIGTERM; a second signal stops at once."""
+    asyncio.run(_until_signalled(app, main))
+
+
+async def _until_signalled(app: App, main: Main | None) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(run_app(app, main))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+class _Broker(logging.Handler):
+    """Turns the many records that aiokafka logs while a broker is away into one line now and then."""
+
+    AWAY = ("Unable", "Failed fetch", "Error sending", "Marking the coordinator", "Group Coordinator Request")
+    NORMAL = ("Heartbeat failed", "Heartbeat send", "Heartbeat session", "OffsetCommit failed", "LeaveGroup")
+
+    def __init__(self, kafka: str) -> None:
+        super().__init__(logging.WARNING)
+        self.kafka = kafka
+        self.said = -REMIND
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass on what is worth a line."""
+        message = record.getMessage()
+        if message.startswith(self.AWAY):
+            if time.monotonic() - self.said >= REMIND:
+                self.said = time.monotonic()
+                log.warning("cannot reach Kafka at %s, retrying", self.kafka)
+        elif not message.startswith(self.NORMAL):
+            log.warning("%s: %s", record.name, message)
+
+
+class _Service(logging.Handler):
+    """Passes Faust's warnings on, but for the report that each service makes of one failure: `run` raises it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "Crashed reason" not in message:
+            log.warning("%s: %s", record.name, message)
+
+
+def _hear(kafka: str) -> None:
+    """Let aiokafka, Faust and mode speak through this module's logger only."""
+    for name, handler in (("aiokafka", _Broker(kafka)), ("faust", _Service(logging.WARNING)), ("mode", _Service(30))):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.WARNING)

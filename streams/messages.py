@@ -1,0 +1,154 @@
+"""What a worker sends to Kafka, and how the mirror reads it back.
+
+`features.<view>` carries one Arrow IPC stream a message: features right after each folded event, with the event's
+partition and offset. The headers `start` and `next` say which offsets of the source partition a message covers, so that
+a reader can tell a repeated message from a missing one. `predictions.<service>` carries JSON, one prediction a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from featurestore.align import Partition
+from featurestore.definitions import View
+from featurestore.errors import DataError
+
+#: A message stays well under the megabyte that brokers take by default.
+_MESSAGE_BYTES = 500_000
+_DETAIL_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One record to produce."""
+
+    topic: str
+    partition: int
+    value: bytes | None
+    key: bytes | None = None
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def feature_topic(view: View) -> str:
+    """The topic of a view's online writes."""
+    return f"features.{view.name}"
+
+
+def prediction_topic(service: str) -> str:
+    """The topic of a service's predictions."""
+    return f"predictions.{service}"
+
+
+def feature_messages(view: View, events: pl.DataFrame, spans: Mapping[Partition, tuple[int, int]]) -> Iterator[Message]:
+    """A view's online writes over the offsets of `spans`; at least one message a span, so that none looks missing."""
+    topic = feature_topic(view)
+    rows_each = max(1, _MESSAGE_BYTES // (9 * max(events.width, 1)))
+    for (_, partition), (start, end) in spans.items():
+        rows = events.filter(pl.col("_partition") == partition) if events.width else _no_events(view)
+        rows = rows.sort("_offset")
+        for at in range(0, max(len(rows), 1), rows_each):
+            part = rows[at : at + rows_each]
+            last = at + rows_each >= len(rows)
+            stop = end if last else int(rows["_offset"][at + rows_each])
+            headers = {"start": b"%d" % start, "next": b"%d" % stop}
+            yield Message(topic, partition, _arrow_bytes(part.to_arrow()), None, headers)
+            start = stop
+
+
+def _no_events(view: View) -> pl.DataFrame:
+    return pl.DataFrame(schema={"_partition": pl.Int32, "_offset": pl.Int64, "_time": pl.Int64}).clear()
+
+
+def _arrow_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def feature_table(value: bytes) -> pa.Table:
+    """The table in a message of `features.<view>`."""
+    return pa.ipc.open_stream(value).read_all()
+
+
+def prediction_messages(service: str, predictions: pl.DataFrame) -> Iterator[Message]:
+    """Predictions as JSON, each to the partition of the event that it was made on."""
+    topic = prediction_topic(service)
+    meta = ["_partition", "_offset", "_time", "_effective", "id", "prediction", "probability", "model_version", "variant"]
+    features = [name for name in predictions.columns if name not in meta]
+    probability = pl.col("probability")
+    body = pl.struct(
+        pl.col("id"),
+        pl.col("_time").alias("event_time"),
+        pl.col("prediction"),
+        pl.struct((1 - probability).alias("false"), probability.alias("true")).alias("probabilities"),
+        pl.col("model_version"),
+        pl.col("variant"),
+        pl.struct(features).alias("features"),
+        pl.col("_effective").alias("effective_time"),
+        pl.col("_offset").alias("offset"),
+    )
+    frame = predictions.select("_partition", "id", body.struct.json_encode().alias("body"))
+    for partition, key, value in frame.iter_rows():
+        yield Message(topic, partition, value.encode(), key.encode())
+
+
+class _PredictionJson(msgspec.Struct):
+    id: str
+    event_time: int
+    prediction: bool
+    probabilities: dict[str, float]
+    model_version: int
+    variant: str
+    features: dict[str, float | None]
+    effective_time: int
+    offset: int
+
+
+_PREDICTIONS = msgspec.json.Decoder(_PredictionJson)
+
+
+def prediction_table(values: Sequence[bytes], partition: int, features: Sequence[str]) -> pa.Table:
+    """The table of a run of messages of `predictions.<service>`; DataError for one that is not ours."""
+    try:
+        rows = [_PREDICTIONS.decode(value) for value in values]
+    except msgspec.DecodeError as error:
+        raise DataError(f"a message of partition {partition} is no prediction of onceflow: {error}") from error
+    columns = {
+        "_partition": pa.array(np.full(len(rows), partition, np.int32)),
+        "_offset": pa.array([row.offset for row in rows], pa.int64()),
+        "_time": pa.array([row.event_time for row in rows], pa.int64()),
+        "_effective": pa.array([row.effective_time for row in rows], pa.int64()),
+        "id": pa.array([row.id for row in rows], pa.string()),
+        "prediction": pa.array([row.prediction for row in rows], pa.bool_()),
+        "probability": pa.array([row.probabilities["true"] for row in rows], pa.float64()),
+        "model_version": pa.array([row.model_version for row in rows], pa.int64()),
+        "variant": pa.array([row.variant for row in rows], pa.string()),
+    }
+    inputs = {name: pa.array([row.features.get(name) for row in rows], pa.float64()) for name in features}
+    return pa.table(columns | inputs)
+
+
+def rejected(topic: str, partition: int, offset: int, value: bytes | None, error: str, detail: str) -> Message:
+    """A record for `<topic>.dlq`: the original bytes (4 KB of them at most), and why and whence."""
+    headers = {
+        "error": error.encode(),
+        "detail": detail.encode(),
+        "topic": topic.encode(),
+        "partition": b"%d" % partition,
+        "offset": b"%d" % offset,
+    }
+    return Message(f"{topic}.dlq", partition, value and value[:_DETAIL_BYTES], None, headers)
+
+
+def late(topic: str, partition: int, offset: int, value: bytes, view: str) -> Message:
+    """A record for `<topic>.late`: an event too old for every window of `view`."""
+    detail = f"older than every window of {view}"
+    made = rejected(topic, partition, offset, None, "late", detail)
+    return Message(f"{topic}.late", partition, value, None, made.headers)

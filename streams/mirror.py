@@ -1,0 +1,91 @@
+"""The offline mirror: feeds on Kafka, written to Parquet on the offset grid of the topic they speak of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from featurestore.errors import GapError
+from featurestore.offline import GridWriter
+from streams.messages import feature_table, prediction_table
+from streams.transport import Batch
+
+#: A feed's decoder: from a batch of its messages to tables, each with the source offsets [start, next) it covers.
+Decode = Callable[[Batch], Sequence[tuple[pa.Table, int | None, int]]]
+
+
+def decode_features(batch: Batch) -> list[tuple[pa.Table, int | None, int]]:
+    """Messages of `features.<view>`."""
+    assert batch.headers is not None
+    out = []
+    for value, headers in zip(batch.values, batch.headers, strict=True):
+        where = dict(headers)
+        out.append((feature_table(value or b""), int(where["start"]), int(where["next"])))
+    return out
+
+
+def predictions_decoder(features: Sequence[str]) -> Decode:
+    """A decoder of `predictions.<service>`, given the names of the model's inputs."""
+
+    def decode(batch: Batch) -> list[tuple[pa.Table, int | None, int]]:
+        table = prediction_table([value for value in batch.values if value], batch.partition, features)
+        return [(table, None, int(table["_offset"][-1].as_py()) + 1)] if len(table) else []
+
+    return decode
+
+
+class Mirror:
+    """Writes feeds to `<root>/<folder of the feed>`; goes on where its files end, so that twice is once."""
+
+    def __init__(self, root: Path, feeds: Mapping[str, tuple[str, Decode]], grid: int) -> None:
+        """`feeds`: by feed topic the folder under `root`, such as "features/card_activity", and the decoder."""
+        self._root, self._feeds, self._grid = root, feeds, grid
+        self._writers: dict[tuple[str, int], GridWriter] = {}
+        self._done: dict[tuple[str, int], int] = {}
+
+    def position(self, topic: str, partition: int) -> int | None:
+        """The offset of the feed from which to go on; None from its start."""
+        return self._writer(topic, partition).feed
+
+    def done(self, topic: str, partition: int) -> int:
+        """The offset of the feed up to which all is with the writer."""
+        return self._done.get((topic, partition), 0)
+
+    async def take(self, batch: Batch) -> None:
+        """Write a batch of a feed."""
+        await asyncio.to_thread(self._take, batch)
+        self._done[batch.topic, batch.partition] = batch.next
+
+    async def flush(self) -> None:
+        """Write what is buffered, as files that grow later."""
+        for writer in self._writers.values():
+            await asyncio.to_thread(writer.flush)
+
+    def forget(self) -> None:
+        """Drop writers and what they have buffered: the files say where to go on."""
+        self._writers.clear()
+        self._done.clear()
+
+    def _take(self, batch: Batch) -> None:
+        writer = self._writer(batch.topic, batch.partition)
+        for table, start, end in self._feeds[batch.topic][1](batch):
+            if start is not None and start > writer.next and writer.started:
+                raise GapError(
+                    f"{batch.topic}:{batch.partition} goes on at source offset {start}, the mirror ends at {writer.next}: "
+                    f"messages are missing; rebuild it with `onceflow backfill`"
+                )
+            writer.append(table, end, feed=batch.next)
+
+    def _writer(self, topic: str, partition: int) -> GridWriter:
+        if (topic, partition) not in self._writers:
+            self._writers[topic, partition] = GridWriter(self._root / self._feeds[topic][0], partition, self._grid)
+        return self._writers[topic, partition]
+
+
+def archive_table(frame: pl.DataFrame, columns: Sequence[str]) -> pa.Table:
+    """Events as the archive keeps them: the source's own columns and the record's place and time."""
+    return frame.select("_partition", "_offset", "_timestamp", *columns).to_arrow()

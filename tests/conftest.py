@@ -1,0 +1,89 @@
+"""Servers for integration tests: started once a session, gone with the process, told apart by unique names.
+
+`embedded_pair` is the broker and the Redis that ship with onceflow; `real_pair` is Apache Kafka and a redis-server of this
+machine; `pair` runs a test on both. `kafka` and `redis_url` are the most real ones that this machine has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from onceflow import embedded
+from tests.kafka_server import apache_kafka, docker_kafka, docker_runs, why_no_kafka
+
+GIVEN_KAFKA = os.environ.get("ONCEFLOW_TEST_KAFKA")
+GIVEN_REDIS = os.environ.get("ONCEFLOW_TEST_REDIS")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A Kafka and a Redis: "host:port" and "redis://host:port/0"."""
+
+    name: str
+    kafka: str
+    redis_url: str
+
+
+def pytest_collection_finish(session):
+    """Fetch the broker's jars before the first test, whose time limit is not meant for downloads."""
+    wanted = any({"real_pair", "pair", "kafka"} & set(getattr(item, "fixturenames", ())) for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        why_no_real_kafka()
+
+
+def why_no_real_kafka():
+    return None if GIVEN_KAFKA or docker_runs() else why_no_kafka()
+
+
+@pytest.fixture(scope="session")
+def embedded_pair():
+    with embedded.kafka() as broker, embedded.redis() as store:
+        yield Pair("embedded", broker.address, f"redis://{store.address}/0")
+
+
+@pytest.fixture(scope="session")
+def real_pair():
+    if reason := why_no_real_kafka():
+        pytest.skip(f"Apache Kafka {reason}")
+    binary = shutil.which("redis-server")
+    if binary is None and GIVEN_REDIS is None:
+        pytest.skip("needs redis-server on PATH")
+    with ExitStack() as stack:
+        if GIVEN_KAFKA:
+            address = GIVEN_KAFKA
+        elif docker_runs():
+            address = stack.enter_context(docker_kafka())
+        else:
+            address = stack.enter_context(apache_kafka()).address
+        url = GIVEN_REDIS or f"redis://{stack.enter_context(embedded.redis(binary=binary)).address}/0"
+        yield Pair("real", address, url)
+
+
+@pytest.fixture(scope="session", params=["embedded", pytest.param("real", marks=pytest.mark.real)])
+def pair(request):
+    return request.getfixturevalue(f"{request.param}_pair")
+
+
+@pytest.fixture(scope="session")
+def kafka(request):
+    name = "embedded_pair" if why_no_real_kafka() else "real_pair"
+    return request.getfixturevalue(name).kafka
+
+
+@pytest.fixture(scope="session")
+def redis_url(request):
+    if GIVEN_REDIS:
+        return GIVEN_REDIS
+    return request.getfixturevalue("embedded_pair").redis_url
+
+
+@pytest.fixture
+def prefix():
+    """A prefix for topics, groups and keys that no other test has."""
+    return f"t{uuid.uuid4().hex[:10]}-"
