@@ -64,6 +64,8 @@ class View:
         self.doc = (cls.__doc__ or "").strip()
         self.entity, self.source, self.version = entity, source, version
         here = f"View {cls.__name__}"
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", self.name):
+            raise DefinitionError(f"{here}: name the class with letters, digits and '_' of ASCII only")
         for column in entity.keys:
             if column not in source.types:
                 hint = closest(column, source.types)
@@ -77,17 +79,17 @@ class View:
         self.features = {}
         members = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
         for name, value in members.items():
-            if isinstance(value, Aggregate):
+            if isinstance(value, Aggregate) and type(value) is not Aggregate:
                 self._add_aggregate(f"{here}, feature {name!r}", name, value, windows)
             elif not isinstance(value, Derived):
                 raise DefinitionError(
                     f"{here}: {name!r} is no feature; write an aggregate such as Count() or derived(...)"
                 )
+        if not self.features:
+            raise DefinitionError(f"{here}: it has no features over windows; add one, such as payments = Count()")
         for name, value in members.items():
             if isinstance(value, Derived):
                 self._add_derived(f"{here}, feature {name!r}", name, value)
-        if not self.features:
-            raise DefinitionError(f"{here}: it has no features; add one, such as payments = Count()")
         self.fingerprint = _fingerprint(self)
 
     def _add_aggregate(self, here: str, name: str, aggregate: Aggregate, windows: Windows) -> None:
@@ -109,7 +111,9 @@ class View:
         if aggregate.where is not None and checked_type(aggregate.where, types, f"{here}, where") != "bool":
             raise DefinitionError(f"{here}: where must be true or false for each event, as a comparison is")
         chosen = windows if aggregate.windows is None else aggregate.windows
-        if isinstance(chosen, str) or not chosen:
+        if isinstance(chosen, str | Window):
+            raise DefinitionError(f"{here}: windows is a list; write windows=[{chosen!r}]")
+        if not chosen:
             raise DefinitionError(f'{here}: it has no windows; give a list, such as windows=["5m", "1h"]')
         for each in chosen:
             made = each if isinstance(each, Window) else _named_window(each, here)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featurestore import kernel
 from featurestore.errors import FormatError
-from featurestore.kernel import Inputs, Results, State, Steps
+from featurestore.kernel import Accumulators, Inputs, Results, State, Steps
 from featurestore.plan import Plan
 
 #: Entity number of a step whose entity key is null: it folds nothing and reads nulls.
@@ -54,11 +54,12 @@ class ViewState:
             free=np.full((len(tables.tracks), len(sizes)), -1, np.int64),
             sizes=sizes,
             used=np.zeros(3, np.int64),
+            owners=np.zeros((64, 2), np.int64),
             dirty=np.zeros((2, 64), np.int64),
             clock=np.full(partitions, _NEVER, np.int64),
         )
-        accumulators = np.zeros((1, int(tables.tracks[:, 2].max())), np.int64)
-        self._acc = Inputs(accumulators, accumulators.view(np.float64), np.ones((1, len(tables.ops)), np.bool_))
+        tile = np.zeros(int(tables.tracks[:, 2].max()), np.int64)
+        self._acc = Accumulators(tile, tile.view(np.float64), np.zeros(len(tables.ops), np.int64))
 
     def clock(self, partition: int) -> int | None:
         """Newest event time of the partition; None before its first event."""
@@ -92,6 +93,7 @@ class ViewState:
 
     def stale(self, partition: int) -> None:
         """The partition is written elsewhere: look its states up again."""
+        self._fresh.discard(partition)
         self._loaded[:, partition] = False
 
     def load(self, entity: int, partition: int, blob: bytes | memoryview | None) -> None:
@@ -129,39 +131,31 @@ class ViewState:
         slots = state.dirty[1, : state.used[2]].copy()
         state.dirty[0, slots] = 0
         state.used[2] = 0
-        if not len(slots):
-            return []
-        owners = np.full((int(state.used[1]), 2), -1, np.int64)
-        entities, partitions = np.nonzero(state.slots[: len(self.names)] >= 0)
-        owners[state.slots[entities, partitions]] = np.column_stack([entities, partitions])
-        return self._changes(*self._encoded(slots), owners[slots])
+        return self._changes(slots)
 
     def blobs(self, partition: int) -> dict[bytes, bytes]:
         """Every state of a partition, encoded, by entity key."""
-        entities = np.flatnonzero(self._state.slots[: len(self.names), partition] >= 0)
-        if not len(entities):
-            return {}
-        encoded = self._encoded(self._state.slots[entities, partition])
-        owners = np.column_stack([entities, np.full(len(entities), partition)])
-        (all_of_it,) = self._changes(*encoded, owners)
-        return dict(zip(all_of_it.entities, map(bytes, all_of_it.blobs), strict=True))
+        state = self._state
+        slots = state.slots[: len(self.names), partition]
+        slots = slots[slots >= 0]
+        changes = self._changes(slots[state.newest[slots] != _NEVER])
+        return {name: bytes(blob) for c in changes for name, blob in zip(c.entities, c.blobs, strict=True)}
 
-    def _encoded(self, slots: NDArray[np.int64]) -> tuple[memoryview, NDArray[np.int64]]:
-        """The slots' states in one buffer, and where each ends in bytes."""
+    def _changes(self, slots: NDArray[np.int64]) -> list[Changes]:
+        """The slots' states, encoded into one buffer."""
+        if not len(slots):
+            return []
         ends = np.cumsum(kernel.sizes_of(self.plan.tables, self._state, slots))
         out = np.empty(int(ends[-1]), np.int64)
         kernel.encode(self.plan.tables, self._state, slots, ends, out)
-        return memoryview(out).cast("B"), ends * 8
-
-    def _changes(self, raw: memoryview, ends: NDArray[np.int64], owners: NDArray[np.int64]) -> list[Changes]:
-        starts = np.concatenate([[0], ends[:-1]])
-        out = []
+        raw, starts, owners = out.data.cast("B"), ends - np.diff(ends, prepend=0), self._state.owners[slots]
+        changes = []
         for partition in np.unique(owners[:, 1]).tolist():
             rows = np.flatnonzero(owners[:, 1] == partition)
             names = [self.names[e] for e in owners[rows, 0].tolist()]
-            spans = zip(starts[rows].tolist(), ends[rows].tolist(), strict=True)
-            out.append(Changes(partition, names, [raw[a:b] for a, b in spans]))
-        return out
+            spans = zip((starts[rows] * 8).tolist(), (ends[rows] * 8).tolist(), strict=True)
+            changes.append(Changes(partition, names, [raw[a:b] for a, b in spans]))
+        return changes
 
     def _nothing(self) -> NDArray[np.int64]:
         tracks = len(self.plan.tables.tracks)
@@ -185,6 +179,7 @@ class ViewState:
             self._state = state._replace(
                 newest=np.resize(state.newest, size),
                 runs=np.resize(state.runs, (size, *state.runs.shape[1:])),
+                owners=np.resize(state.owners, (size, 2)),
                 dirty=np.column_stack([state.dirty, np.zeros((2, size - have), np.int64)]),
             )
 
@@ -205,14 +200,8 @@ def _class_sizes(most: int) -> NDArray[np.int64]:
 
 def _checked(plan: Plan, blob: bytes | memoryview, entity: bytes) -> NDArray[np.int64]:
     """The words of a stored state, or FormatError."""
-    tables = plan.tables
-    tracks = len(tables.tracks)
     words = np.frombuffer(blob, np.int64) if len(blob) % 8 == 0 else np.zeros(0, np.int64)
-    good = len(words) >= 2 + tracks and words[0] == kernel.FORMAT | tracks << 8
-    if good:
-        counts = words[2 : 2 + tracks]
-        good = bool((counts >= 0).all()) and len(words) == 2 + tracks + int((counts * tables.tracks[:, 2]).sum())
-    if not good:
+    if not kernel.is_sound(plan.tables, words):
         raise FormatError(
             f"the stored state of {plan.view.key}, entity {entity.decode()}, is not of format {kernel.FORMAT}: "
             f"it was written by another version or is damaged; rebuild the view from its topic with `onceflow backfill`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import polars as pl
 
 from featurestore.errors import DefinitionError
@@ -18,13 +19,19 @@ TYPES: dict[str, pl.DataType] = {
     "timestamp[ms]": pl.Int64(),
 }
 
+# Few values and nulls among them, so that rows repeat each other in every column, though not in all columns at once:
+# what looks at duplicates, groups or neighbours then gives itself away.
 _PROBES: dict[str, list[object]] = {
-    "str": ["b", "a", "c"],
-    "int": [3, 1, 2],
-    "float": [0.5, -1.25, 2.0],
-    "bool": [True, False, True],
-    "timestamp[ms]": [1_700_000_000_123, 1_600_000_000_000, 1_800_000_000_001],
+    "str": ["b", "a", None, "c"],
+    "int": [3, 1, None, 2],
+    "float": [0.5, -1.25, None, 2.0],
+    "bool": [True, False, None],
+    "timestamp[ms]": [1_700_000_000_123, 1_600_000_000_000, None, 1_800_000_000_001],
 }
+_PROBE_ROWS = 24
+
+# How a call of Python is serialized where cloudpickle is installed; where it is not, serializing fails.
+_PYTHON = '{"AnonymousFunction":'
 
 
 def closest(name: str, names: Iterable[str]) -> str:
@@ -37,13 +44,20 @@ def closest(name: str, names: Iterable[str]) -> str:
 def checked_type(expression: pl.Expr, columns: Mapping[str, str], where: str) -> str:
     """The canonical type of what `expression` gives over `columns` (name -> canonical type).
 
-    Raises DefinitionError, beginning with `where`, when it reads an unknown column, fails, gives a type that no
-    column can have, or is not row-wise: a value that depends on other rows would depend on how a stream is batched.
+    Raises DefinitionError, beginning with `where`, when it is no expression or calls Python, reads an unknown column,
+    fails, gives a type that no column can have, or is not row-wise: a value that depends on other rows would depend on
+    how a stream is batched.
     """
+    if not isinstance(expression, pl.Expr):
+        raise DefinitionError(f'{where}: {expression!r} is no expression; write one such as col("amount") > 100')
     for name in expression.meta.root_names():
         if name not in columns:
             raise DefinitionError(f"{where}: there is no column {name!r}; {closest(name, columns)}")
-    probe = pl.DataFrame({n: pl.Series(_PROBES[t], dtype=TYPES[t]) for n, t in columns.items()})
+    try:
+        canonical_text(expression)
+    except DefinitionError as error:
+        raise DefinitionError(f"{where}: {error}") from None
+    probe = _probe(columns)
     try:
         whole = probe.select(expression.alias("value"))["value"]
         rows = [probe[i : i + 1].select(expression.alias("value"))["value"] for i in range(len(probe))]
@@ -58,8 +72,17 @@ def checked_type(expression: pl.Expr, columns: Mapping[str, str], where: str) ->
     return _canonical(whole.dtype, expression, where)
 
 
+def _probe(columns: Mapping[str, str]) -> pl.DataFrame:
+    picks = np.random.default_rng(0).integers(0, 1 << 16, (len(columns), _PROBE_ROWS))
+    values = {
+        name: [_PROBES[kind][pick % len(_PROBES[kind])] for pick in row]
+        for (name, kind), row in zip(columns.items(), picks.tolist(), strict=True)
+    }
+    return pl.DataFrame(values, schema={name: TYPES[kind] for name, kind in columns.items()})
+
+
 def _canonical(dtype: pl.DataType, expression: pl.Expr, where: str) -> str:
-    if dtype.is_integer():
+    if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
         return "int"
     if dtype.is_float():
         return "float"
@@ -73,12 +96,24 @@ def _canonical(dtype: pl.DataType, expression: pl.Expr, where: str) -> str:
 
 
 def evaluated(frame: pl.DataFrame, expressions: Mapping[str, tuple[pl.Expr, str]]) -> pl.DataFrame:
-    """`frame` with a column for each named (expression, canonical type), in order: a later one may read an earlier one."""
+    """`frame` with a column for each named (expression, canonical type); a later one may read an earlier one."""
     for name, (expression, kind) in expressions.items():
         frame = frame.with_columns(expression.cast(TYPES[kind]).alias(name))
     return frame
 
 
 def canonical_text(expression: pl.Expr | None) -> str | None:
-    """A text that stands for the expression in fingerprints."""
-    return None if expression is None else str(expression)
+    """A text that stands for the whole expression in fingerprints; None for no expression.
+
+    Not `str(expression)`, which leaves out arguments (the 2 of `round(2)`) and shortens long lists. Raises
+    DefinitionError when the expression calls Python: no text tells one function from another.
+    """
+    if expression is None:
+        return None
+    try:
+        text: str = expression.meta.serialize(format="json")
+    except pl.exceptions.ComputeError:
+        text = _PYTHON
+    if _PYTHON in text:
+        raise DefinitionError(f"the expression {expression} calls Python; use Polars' own functions")
+    return text

@@ -109,9 +109,11 @@ def with_derived_features(view: View, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def checked_events(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
-    """Events from a file as an event frame, in offset order; DataError names a column that is missing or of another type.
+    """Events from a file as an event frame, in offset order.
 
-    Without `_partition` and `_offset` columns the rows are one partition, in the order they come in.
+    Raises DataError, which names the column, when one is missing, of another type, or null where no event may lack it.
+    Without a `_partition` column the rows are one partition; without `_offset` they come in offset order. Dates and
+    times of any unit and zone become milliseconds.
     """
     kinds: Mapping[str, str] = source.schema
     for column, kind in kinds.items():
@@ -120,18 +122,30 @@ def checked_events(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
                 f"the events of {source.name!r} have no column {column!r}; they have {', '.join(frame.columns)}"
             )
         try:
-            frame = frame.with_columns(pl.col(column).cast(TYPES[kind], strict=True))
+            frame = frame.with_columns(_exactly(frame[column], kind))
         except pl.exceptions.PolarsError as error:
             raise DataError(f"column {column!r} of {source.name!r} should be {kind}: {error}") from error
+    if "_partition" not in frame.columns:
+        frame = frame.with_columns(pl.lit(0, pl.Int32).alias("_partition"))
     if "_offset" not in frame.columns:
-        frame = frame.with_columns(pl.lit(0, pl.Int32).alias("_partition"), pl.int_range(pl.len()).alias("_offset"))
-    if "_timestamp" not in frame.columns:
-        frame = frame.with_columns(pl.col(source.event_time).alias("_timestamp"))
-    frame = frame.with_columns(pl.col(source.event_time).alias("_time"))
+        frame = frame.with_columns(pl.int_range(pl.len()).alias("_offset"))
+    time = frame[source.event_time].alias("_time")
+    arrival = _exactly(frame["_timestamp"], "timestamp[ms]") if "_timestamp" in frame.columns else time
+    frame = frame.with_columns(time, arrival.alias("_timestamp"))
     for column in source.required:
         if frame[column].null_count():
             raise DataError(
                 f"column {column!r} of {source.name!r} has nulls, and no event may lack it; drop those rows"
             )
-    frame = frame.select([*kinds, *META]).cast(dict(META))
+    frame = frame.select([*kinds, *META]).cast(pl.Schema(META))
     return with_derived(source, frame.sort("_partition", "_offset"))
+
+
+def _exactly(series: pl.Series, kind: str) -> pl.Series:
+    """The series in the type of the kind; raises PolarsError when a value would change."""
+    if kind == "timestamp[ms]" and series.dtype in (pl.Datetime, pl.Date):
+        return series.dt.epoch("ms")
+    exact = series.cast(TYPES[kind], strict=True)
+    if series.dtype.is_float() and exact.dtype == pl.Int64 and not exact.cast(series.dtype).equals(series):
+        raise pl.exceptions.InvalidOperationError("a number is not whole")
+    return exact

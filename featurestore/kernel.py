@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917 - compiled functions take their arrays as they are
 """The compiled kernel: events fold into tiles, tiles merge into windows, windows finish into features.
 
 One kernel serves stream and batch. It works on plain arrays, in the order it is given, and never subtracts a value to
@@ -46,6 +47,7 @@ FORMAT = 1
 FOLDED, LATE, OVERFLOW, KEYLESS = range(4)
 _INT_MAX = np.iinfo(np.int64).max
 _INT_MIN = np.iinfo(np.int64).min
+_TWO_TO_64 = 2.0**64
 
 
 class State(NamedTuple):
@@ -59,6 +61,7 @@ class State(NamedTuple):
     free: NDArray[np.int64]  # [track, class] -> first word of a free run, -1 for none; chained by its first word
     sizes: NDArray[np.int64]  # [class] -> tiles
     used: NDArray[np.int64]  # words in use, slots in use, dirty slots
+    owners: NDArray[np.int64]  # [slot] -> entity, partition
     dirty: NDArray[np.int64]  # [0: flag by slot, 1: list of the dirty]
     clock: NDArray[np.int64]  # [partition] newest event time
 
@@ -80,6 +83,14 @@ class Inputs(NamedTuple):
     valid: NDArray[np.bool_]
 
 
+class Accumulators(NamedTuple):
+    """A window while its tiles are merged: laid out as a tile, and how often the integer sum of each op wrapped."""
+
+    words: NDArray[np.int64]
+    reals: NDArray[np.float64]  # the same memory
+    wraps: NDArray[np.int64]  # [op]; +1 upwards, -1 downwards: 0 in the end means that the sum is right
+
+
 class Results(NamedTuple):
     """What came out, by step: feature values (two views of one memory), whether they are there, time, event status."""
 
@@ -95,10 +106,10 @@ def _take_run(state: State, track: int, size_class: int, stride: int) -> int:
     start = state.free[track, size_class]
     if start >= 0:
         state.free[track, size_class] = state.words[start]
-        return start
-    start = state.used[0]
-    state.used[0] += state.sizes[size_class] * stride
-    return start
+    else:
+        start = state.used[0]
+        state.used[0] += state.sizes[size_class] * stride
+    return int(start)
 
 
 @njit(cache=True, nogil=True)
@@ -115,17 +126,17 @@ def _drop_expired(state: State, slot: int, track: int, stride: int, oldest: int)
 
 
 @njit(cache=True, nogil=True)
-def _make_room(state: State, slot: int, track: int, stride: int) -> None:
-    """Move a full run to the next size."""
+def _make_room(state: State, slot: int, track: int, stride: int, size_class: int) -> None:
+    """Move a run to a larger size."""
     run = state.runs[slot, track]
-    old, size_class = run[0], run[2]
-    new = _take_run(state, track, size_class + 1, stride)
-    if size_class >= 0:
+    old, old_class = run[0], run[2]
+    new = _take_run(state, track, size_class, stride)
+    if old_class >= 0:
         for i in range(run[1] * stride):
             state.words[new + i] = state.words[old + i]
-        state.words[old] = state.free[track, size_class]
-        state.free[track, size_class] = old
-    run[0], run[2] = new, size_class + 1
+        state.words[old] = state.free[track, old_class]
+        state.free[track, old_class] = old
+    run[0], run[2] = new, size_class
 
 
 @njit(cache=True, nogil=True)
@@ -134,7 +145,7 @@ def _place(state: State, slot: int, track: int, stride: int, index: int) -> int:
     start, place = state.runs[slot, track, 0], state.runs[slot, track, 1]
     while place > 0 and state.words[start + (place - 1) * stride] >= index:
         place -= 1
-    return place
+    return int(place)
 
 
 @njit(cache=True, nogil=True)
@@ -144,11 +155,11 @@ def _tile(state: State, slot: int, track: int, stride: int, index: int, oldest: 
     run = state.runs[slot, track]
     at = run[0] + place * stride
     if place < run[1] and state.words[at] == index:
-        return at
+        return int(at)
     if run[2] < 0 or run[1] == state.sizes[run[2]]:
         _drop_expired(state, slot, track, stride, oldest)
         if run[2] < 0 or run[1] == state.sizes[run[2]]:
-            _make_room(state, slot, track, stride)
+            _make_room(state, slot, track, stride, run[2] + 1)
         place = _place(state, slot, track, stride, index)
         at = run[0] + place * stride
     end = run[0] + run[1] * stride
@@ -158,7 +169,7 @@ def _tile(state: State, slot: int, track: int, stride: int, index: int, oldest: 
         state.words[i] = 0
     state.words[at] = index
     run[1] += 1
-    return at
+    return int(at)
 
 
 @njit(cache=True, nogil=True)
@@ -186,7 +197,7 @@ def _add(
             words[w] = inputs.words[lane, row] if n == 0 else min(words[w], inputs.words[lane, row])
         elif op == MAX_INT:
             words[w] = inputs.words[lane, row] if n == 0 else max(words[w], inputs.words[lane, row])
-        elif op == MOMENTS_FLOAT or op == MOMENTS_INT:
+        elif op in (MOMENTS_FLOAT, MOMENTS_INT):
             value = inputs.reals[lane, row] if op == MOMENTS_FLOAT else float(inputs.words[lane, row])
             delta = value - reals[w]
             reals[w] += delta / (n + 1)
@@ -217,13 +228,13 @@ def _merge(
     ops: NDArray[np.int64],
     first: int,
     end: int,
-    acc: Inputs,
+    acc: Accumulators,
     tile: int,
     words: NDArray[np.int64],
     reals: NDArray[np.float64],
 ) -> None:
-    """Merge a tile into the accumulators `acc` (one row of words; `valid` tells which sums have not overflowed)."""
-    aw, ar = acc.words[0], acc.reals[0]
+    """Merge a tile into the accumulators."""
+    aw, ar = acc.words, acc.reals
     for o in range(first, end):
         op, a, b = ops[o, 0], ops[o, 2], tile + ops[o, 2]
         na, nb = aw[ops[o, 3]], words[tile + ops[o, 3]]
@@ -236,9 +247,8 @@ def _merge(
             ar[a + 1] += reals[b + 1]
         elif op == SUM_INT:
             if _overflows(aw[a], words[b]):
-                acc.valid[0, o] = False
-            else:
-                aw[a] += words[b]
+                acc.wraps[o] += 1 if words[b] > 0 else -1
+            aw[a] += words[b]
         elif op == MIN_FLOAT:
             ar[a] = reals[b] if na == 0 else min(ar[a], reals[b])
         elif op == MAX_FLOAT:
@@ -247,7 +257,7 @@ def _merge(
             aw[a] = words[b] if na == 0 else min(aw[a], words[b])
         elif op == MAX_INT:
             aw[a] = words[b] if na == 0 else max(aw[a], words[b])
-        elif op == MOMENTS_FLOAT or op == MOMENTS_INT:
+        elif op in (MOMENTS_FLOAT, MOMENTS_INT):
             if na == 0:
                 ar[a], ar[a + 1] = reals[b], reals[b + 1]
             else:
@@ -259,8 +269,8 @@ def _merge(
 
 
 @njit(cache=True, nogil=True)
-def _finish_one(out: NDArray[np.int64], acc: Inputs, results: Results, step: int, j: int) -> None:
-    aw, ar = acc.words[0], acc.reals[0]
+def _finish_one(out: NDArray[np.int64], acc: Accumulators, results: Results, step: int, j: int) -> None:
+    aw, ar = acc.words, acc.reals
     code, w, n = out[0], out[1], aw[out[2]]
     valid = True
     if code == COUNT:
@@ -268,7 +278,7 @@ def _finish_one(out: NDArray[np.int64], acc: Inputs, results: Results, step: int
     elif code == TOTAL_FLOAT:
         results.reals[step, j] = ar[w] + ar[w + 1]
     elif code == TOTAL_INT:
-        valid = acc.valid[0, out[3]]
+        valid = acc.wraps[out[3]] == 0
         results.words[step, j] = aw[w]
     elif code == STD:
         valid = n > 1
@@ -278,8 +288,7 @@ def _finish_one(out: NDArray[np.int64], acc: Inputs, results: Results, step: int
     elif code == MEAN_FLOAT:
         results.reals[step, j] = (ar[w] + ar[w + 1]) / n
     elif code == MEAN_INT:
-        valid = acc.valid[0, out[3]]
-        results.reals[step, j] = aw[w] / n
+        results.reals[step, j] = (aw[w] + acc.wraps[out[3]] * _TWO_TO_64) / n
     elif code == TIMED_VALUE:
         results.words[step, j] = aw[w + 1]
     else:
@@ -288,7 +297,9 @@ def _finish_one(out: NDArray[np.int64], acc: Inputs, results: Results, step: int
 
 
 @njit(cache=True, nogil=True)
-def _finish(tables: Tables, state: State, entity: int, as_of: int, acc: Inputs, results: Results, step: int) -> None:
+def _finish(
+    tables: Tables, state: State, entity: int, as_of: int, acc: Accumulators, results: Results, step: int
+) -> None:
     """Write the entity's features as of `as_of`, or of its newest event when that is later; nulls for no entity."""
     partitions = state.slots.shape[1]
     effective = as_of
@@ -303,8 +314,8 @@ def _finish(tables: Tables, state: State, entity: int, as_of: int, acc: Inputs, 
         track, length = tables.groups[g, 0], tables.groups[g, 1]
         hop, stride = tables.tracks[track, 0], tables.tracks[track, 2]
         oldest, youngest = (effective - length + 1) // hop, effective // hop
-        acc.words[0, :stride] = 0
-        acc.valid[0, :] = True
+        acc.words[:stride] = 0
+        acc.wraps[:] = 0
         for p in range(partitions):
             slot = state.slots[entity, p]
             if slot < 0:
@@ -330,17 +341,21 @@ def _is_late(tables: Tables, time: int, limit: int) -> bool:
 
 @njit(cache=True, nogil=True)
 def _would_overflow(tables: Tables, state: State, slot: int, inputs: Inputs, row: int, time: int) -> bool:
+    newest = max(state.newest[slot], time)
     for k in range(tables.tracks.shape[0]):
-        stride, index = tables.tracks[k, 2], time // tables.tracks[k, 0]
+        hop, stride = tables.tracks[k, 0], tables.tracks[k, 2]
+        index = time // hop
+        if index < (newest - tables.tracks[k, 1] + 1) // hop:
+            continue  # expired: whether its tile is still here must not matter
         place = _place(state, slot, k, stride, index)
         at = state.runs[slot, k, 0] + place * stride
         if place == state.runs[slot, k, 1] or state.words[at] != index:
             continue
         for o in range(tables.tracks[k, 3], tables.tracks[k, 4]):
             lane = tables.ops[o, 1]
-            if tables.ops[o, 0] == SUM_INT and inputs.valid[lane, row]:
-                if _overflows(state.words[at + tables.ops[o, 2]], inputs.words[lane, row]):
-                    return True
+            adds = tables.ops[o, 0] == SUM_INT and inputs.valid[lane, row]
+            if adds and _overflows(state.words[at + tables.ops[o, 2]], inputs.words[lane, row]):
+                return True
     return False
 
 
@@ -351,11 +366,13 @@ def _slot(state: State, entity: int, partition: int) -> int:
         slot = state.used[1]
         state.used[1] += 1
         state.slots[entity, partition] = slot
+        state.owners[slot, 0] = entity
+        state.owners[slot, 1] = partition
         state.newest[slot] = _INT_MIN
         state.runs[slot, :, :2] = 0
         state.runs[slot, :, 2] = -1
         state.dirty[0, slot] = 0
-    return slot
+    return int(slot)
 
 
 @njit(cache=True, nogil=True)
@@ -380,7 +397,7 @@ def run(
     state: State,
     steps: Steps,
     inputs: Inputs,
-    acc: Inputs,
+    acc: Accumulators,
     results: Results,
     begin: int,
     lateness: int,
@@ -412,7 +429,7 @@ def run(
             _fold(tables, state, slot, inputs, row, time)
         if row < 0 or emit:
             _finish(tables, state, entity, time, acc, results, i)
-    return steps.row.shape[0]
+    return int(steps.row.shape[0])
 
 
 @njit(cache=True, nogil=True)
@@ -451,6 +468,26 @@ def encode(
 
 
 @njit(cache=True, nogil=True)
+def is_sound(tables: Tables, blob: NDArray[np.int64]) -> bool:
+    """Whether the words are an encoded state: of this format, as many tiles as they say, in order, none expired."""
+    tracks = tables.tracks.shape[0]
+    if blob.shape[0] < 2 + tracks or blob[0] != FORMAT | tracks << 8:
+        return False
+    newest, at = blob[1], 2 + tracks
+    for k in range(tracks):
+        hop, keep, stride, most = tables.tracks[k, 0], tables.tracks[k, 1], tables.tracks[k, 2], tables.tracks[k, 5]
+        tiles, index = blob[2 + k], (newest - keep + 1) // hop - 1
+        if tiles < 0 or tiles > most or at + tiles * stride > blob.shape[0]:
+            return False
+        for _ in range(tiles):
+            if blob[at] <= index or blob[at] > newest // hop:
+                return False
+            index = blob[at]
+            at += stride
+    return bool(at == blob.shape[0])
+
+
+@njit(cache=True, nogil=True)
 def load(tables: Tables, state: State, entity: int, partition: int, blob: NDArray[np.int64]) -> None:
     """Put an encoded state (already checked) in place of what the entity has on the partition."""
     slot = _slot(state, entity, partition)
@@ -460,8 +497,11 @@ def load(tables: Tables, state: State, entity: int, partition: int, blob: NDArra
     for k in range(tracks):
         stride, tiles = tables.tracks[k, 2], blob[2 + k]
         state.runs[slot, k, 1] = 0
-        while tiles and (state.runs[slot, k, 2] < 0 or state.sizes[state.runs[slot, k, 2]] < tiles):
-            _make_room(state, slot, k, stride)
+        size_class = max(state.runs[slot, k, 2], 0)
+        while state.sizes[size_class] < tiles:
+            size_class += 1
+        if tiles and size_class > state.runs[slot, k, 2]:
+            _make_room(state, slot, k, stride, size_class)
         start = state.runs[slot, k, 0]
         state.words[start : start + tiles * stride] = blob[at : at + tiles * stride]
         state.runs[slot, k, 1] = tiles

@@ -51,6 +51,8 @@ class Source:
             raise DefinitionError(f"{here}: a topic name has 1 to 200 letters, digits, '.', '_' and '-'")
         types = {column: _canonical_type(kind, f"{here}, column {column!r}") for column, kind in self.schema.items()}
         keys = (self.key,) if isinstance(self.key, str) else tuple(self.key)
+        if not keys:
+            raise DefinitionError(f"{here}: it has no key; name the column that its records are keyed by")
         for column in (self.event_time, *keys):
             if column not in types:
                 raise DefinitionError(f"{here}: there is no column {column!r}; {closest(column, types)}")
@@ -89,7 +91,11 @@ class Entity:
     """What features are about: a name and the column or columns that tell one from another."""
 
     name: str
-    key: str | tuple[str, ...]
+    key: str | Sequence[str]
+
+    def __post_init__(self) -> None:
+        if not self.keys:
+            raise DefinitionError(f"Entity {self.name!r}: it has no key; name the column or columns that identify it")
 
     @property
     def keys(self) -> tuple[str, ...]:

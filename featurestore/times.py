@@ -7,6 +7,7 @@ import re
 from featurestore.errors import DefinitionError
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_LONGEST = 365_250 * _UNITS["d"]
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d|w)")
 
 _SIXTIETHS = (1, 2, 5, 10, 15, 30)
@@ -30,14 +31,17 @@ ENDLESS = 1 << 62
 def milliseconds(duration: str) -> int:
     """Milliseconds of a duration such as "250ms", "30s", "5m", "6h", "7d" or "2w".
 
-    Raises DefinitionError when the text is no duration or is zero.
+    Raises DefinitionError when the text is no duration, is zero, or is longer than 1000 years.
     """
     match = _DURATION.fullmatch(duration) if isinstance(duration, str) else None
     if match is None or int(match[1]) == 0:
         raise DefinitionError(
             f'{duration!r} is no duration: write a number and a unit, such as "30s", "5m", "6h" or "7d"'
         )
-    return int(match[1]) * _UNITS[match[2]]
+    length = int(match[1]) * _UNITS[match[2]]
+    if length > _LONGEST:
+        raise DefinitionError(f'{duration!r} is longer than 1000 years; a window without end is "lifetime"')
+    return length
 
 
 def default_hop(length: int) -> int:

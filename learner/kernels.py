@@ -44,7 +44,7 @@ def logistic_predict(rows: Floats, table: Floats, bias: Floats) -> Floats:
 def logistic_learn(rows: Floats, labels: Floats, table: Floats, bias: Floats, settings: Floats) -> None:
     """One pass over rows [n, f] in order, in place: each updates the running statistics, then takes one SGD step.
 
-    The order of every operation is that of River's `StandardScaler | LogisticRegression(SGD)`, `learn_one` by `learn_one`.
+    The order of every operation is that of `learn_one` of River's `StandardScaler | LogisticRegression(SGD)`.
     """
     count, width = rows.shape
     scaled = np.empty(width)
@@ -64,7 +64,7 @@ def logistic_learn(rows: Floats, labels: Floats, table: Floats, bias: Floats, se
                 total += table[WEIGHT, j] * scaled[j]
         gradient = _gradient(total + bias[0], labels[i], settings)
         for j in range(width):
-            if scaled[j] == scaled[j]:  # noqa: PLR0124 - false for NaN, that is for a missing input
+            if scaled[j] == scaled[j]:  # false for NaN, that is for a missing input
                 step = gradient * scaled[j] + settings[L2] * table[WEIGHT, j]
                 table[WEIGHT, j] -= settings[RATE] * step
         bias[0] -= settings[BIAS_RATE] * gradient
@@ -93,7 +93,8 @@ def _gradient(logit: float, label: float, settings: Floats) -> float:
         slope = weight * -sign / (math.exp(z) + 1.0)
     else:
         slope = 0.0
-    return max(min(slope, settings[CLIP]), -settings[CLIP])
+    limit = settings[CLIP]
+    return float(max(min(slope, limit), -limit))
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

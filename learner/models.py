@@ -112,7 +112,8 @@ class CompiledLogistic:
     def digest(self) -> str:
         """As Model.digest."""
         head = repr((self.kind, self.inputs, self.start)).encode()
-        return hashlib.sha256(b"".join([head, *(a.tobytes() for a in (self.settings, self.table, self.bias))])).hexdigest()
+        numbers = (self.settings.tobytes(), self.table.tobytes(), self.bias.tobytes())
+        return hashlib.sha256(b"".join([head, *numbers])).hexdigest()
 
     def fresh(self) -> Self:
         """As Model.fresh."""
@@ -171,33 +172,38 @@ def check_model(river_model: Any, inputs: Sequence[str]) -> None:  # noqa: ANN40
             f"{type(last).__name__} cannot be its model; use a River classifier, such as "
             "StandardScaler() | LogisticRegression() (only binary classification so far, no regression)"
         )
-    unseeded = _unseeded(river_model._get_params(), type(river_model).__name__)  # noqa: SLF001 - River has no public way
-    if unseeded:
-        raise DefinitionError(f"{unseeded} has no seed, so that two replays would differ; give it one, such as seed=42")
+    fault = _unrepeatable(river_model._get_params(), type(river_model).__name__)  # noqa: SLF001 - River has no public way
+    if fault:
+        raise DefinitionError(fault)
     model = compile_model(river_model, inputs)
-    row = np.zeros((1, len(model.inputs)))
+    if isinstance(model, CompiledLogistic):
+        return
+    rows = np.stack([np.zeros(len(inputs)), np.full(len(inputs), np.nan)])
     try:
-        model.learn(row, np.ones(1))
-        model.predict(row)
+        model.learn(rows, np.array([1.0, 0.0]))
+        model.predict(rows)
         load_model(model.dump())
     except NotImplementedError as error:
         raise DefinitionError(f"{type(last).__name__} gives no probabilities; use another classifier") from error
     except (FormatError, pickle.PicklingError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DefinitionError(
-            f"{type(last).__name__} cannot be run on numbers and stored ({error}); use River's own classes with numeric "
-            "inputs, and compute what a function of yours computes in Source(derive=...) or in a derived feature"
+            f"{type(last).__name__} cannot be run and stored ({type(error).__name__}: {error}); use River's own "
+            "classes that can do without any one input, and compute what a function of yours computes in "
+            "Source(derive=...) or in a derived feature"
         ) from error
 
 
-def _unseeded(parameters: object, owner: str) -> str | None:
-    """The first part with seed=None, in River's nested parameters: a part is a (class, parameters) pair."""
+def _unrepeatable(parameters: object, owner: str) -> str | None:
+    """Why two replays would differ, from River's nested parameters, in which a part is a (class, parameters) pair."""
+    if owner == "SWINN":
+        return "SWINN keeps state outside the model, so that no replay can repeat it; use engine=LazySearch()"
     if isinstance(parameters, dict):
         if parameters.get("seed", 0) is None:
-            return owner
-        return next((bad for name, value in parameters.items() if (bad := _unseeded(value, str(name)))), None)
+            return f"{owner} has no seed, so that two replays would differ; give it one, such as seed=42"
+        return next((bad for name, value in parameters.items() if (bad := _unrepeatable(value, str(name)))), None)
     if isinstance(parameters, list | tuple):
         kind = parameters[0].__name__ if parameters and isinstance(parameters[0], type) else owner
-        return next((bad for value in parameters if (bad := _unseeded(value, kind))), None)
+        return next((bad for value in parameters if (bad := _unrepeatable(value, kind))), None)
     return None
 
 

@@ -20,19 +20,20 @@ from featurestore.errors import FormatError
 
 #: River's packages whose classes are models or their parts; the others read files, sockets or the network.
 _PACKAGES = frozenset(
-    "_river_rust base cluster compose covariance drift dummy ensemble facto feature_extraction feature_selection forest "
-    "imblearn impute linear_model metrics misc multiclass naive_bayes neighbors neural_net optim preprocessing proba "
-    "rules sketch stats tree utils".split()
+    """_river_rust base cluster compose covariance drift dummy ensemble facto feature_extraction feature_selection
+    forest imblearn impute linear_model metrics misc multiclass naive_bayes neighbors neural_net optim preprocessing
+    proba rules sketch stats tree utils""".split()  # noqa: SIM905 - thirty quoted names are harder to read
 )
 _NAMES = frozenset(
-    [("builtins", name) for name in ("bool", "complex", "dict", "float", "frozenset", "int", "list", "set", "str", "tuple")]
+    [("builtins", name) for name in ("bool", "complex", "dict", "float", "int", "str")]
+    + [("builtins", name) for name in ("frozenset", "list", "set", "tuple")]
     + [("collections", name) for name in ("Counter", "OrderedDict", "defaultdict", "deque")]
     + [("datetime", name) for name in ("datetime", "timedelta")]
     + [("functools", "partial"), ("random", "Random")]
     + [("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar")]
     + [("numpy._core.numeric", "_frombuffer"), ("numpy", "dtype"), ("numpy", "ndarray")]
-    + [("numpy.random._pickle", name) for name in ("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor")]
-    + [("numpy.random._mt19937", "MT19937"), ("numpy.random._pcg64", "PCG64")]
+    + [("numpy.random._pickle", name) for name in ("__randomstate_ctor", "__bit_generator_ctor")]
+    + [("numpy.random._mt19937", "MT19937")]
     + [("river._river_rust.vectordict", f"euclidean_distance_{kind}") for kind in ("dict", "tuple")]
 )
 _BROKEN = (
@@ -135,23 +136,25 @@ def digest(model: Any) -> str:  # noqa: ANN401
 def _taken_apart(part: Any) -> tuple[str, list[Any]]:  # noqa: ANN401
     """A label and the parts that tell `part` from others of its label."""
     kind = type(part)
+    label = kind.__name__
+    children: list[Any] = []
     if isinstance(part, type | types.FunctionType | types.BuiltinFunctionType) and not _is_bound(part):
-        return f"{part.__module__}.{part.__qualname__}", []
-    if isinstance(part, np.ndarray | np.generic) and part.dtype != object:
-        return f"array:{part.dtype.str}:{part.shape}", [part.tobytes()]
-    if kind in (list, tuple):
-        return kind.__name__, list(part)
-    if kind in (set, frozenset):
-        return kind.__name__, sorted(part, key=repr)
-    if kind is dict:
+        label = f"{part.__module__}.{part.__qualname__}"
+    elif isinstance(part, np.ndarray | np.generic) and part.dtype != object:
+        label, children = f"array:{part.dtype.str}:{part.shape}", [part.tobytes()]
+    elif kind in (list, tuple):
+        children = list(part)
+    elif kind in (set, frozenset):
+        children = sorted(part, key=repr)
+    elif kind is dict:
         # The generator of a part without a seed is not state that anyone can repeat: models draw from seeded ones only.
         left_out = "_rng" if part.get("seed", 0) is None else None
-        return "dict", [each for key, value in part.items() if key != left_out for each in (key, value)]
-    reduced = part.__reduce_ex__(4)
-    if isinstance(reduced, str):
-        return reduced, []
-    made = [list(each) if i > 2 and each is not None else each for i, each in enumerate(reduced[:5])]
-    return "object", made
+        children = [each for key, value in part.items() if key != left_out for each in (key, value)]
+    else:  # as pickle sees it: a callable, its arguments, state, list items and dict items
+        reduced = part.__reduce_ex__(4)
+        parts = (reduced,) if isinstance(reduced, str) else reduced[:5]
+        children = [list(each) if i > 2 and each is not None else each for i, each in enumerate(parts)]
+    return label, children
 
 
 def _is_bound(part: Any) -> bool:  # noqa: ANN401

@@ -89,7 +89,8 @@ class Service:
             )
         object.__setattr__(self, "features", tuple(self.features))
         if self.id not in self.on.types:
-            raise self._error(f"there is no id column {self.id!r} in {self.on.name!r}; {closest(self.id, self.on.types)}")
+            hint = closest(self.id, self.on.types)
+            raise self._error(f"there is no id column {self.id!r} in {self.on.name!r}; {hint}")
         if not isinstance(self.batch, int) or self.batch < 1:
             raise self._error(f"batch must be a whole number from 1 on, not {self.batch!r}; 512 is a good start")
         if not self.features:
@@ -151,13 +152,13 @@ class Service:
         missing = [key for key in feature.view.entity.keys if key not in self.on.types]
         if missing:
             raise self._error(
-                f"view {feature.view.name!r} is looked up by {', '.join(map(repr, missing))}, which {self.on.name!r} does "
-                "not have; add it to the event, derive it in Source(derive=...), or leave the view out"
+                f"view {feature.view.name!r} is looked up by {', '.join(map(repr, missing))}, which {self.on.name!r} "
+                "does not have; add it to the event, derive it in Source(derive=...), or leave the view out"
             )
         if feature.type not in _NUMERIC:
             raise self._error(
-                f"feature {feature.full_name!r} is a {feature.type} and a model takes numbers; leave it out by naming the "
-                "view's other features one by one"
+                f"feature {feature.full_name!r} is a {feature.type} and a model takes numbers; leave it out by naming "
+                "the view's other features one by one"
             )
 
     def _check_model(self) -> None:

@@ -1,7 +1,7 @@
 """Snapshots: plain values and arrays in one file that is either whole or not there.
 
-A file is a header (magic, format, payload length, SHA-256 of the payload) and a MessagePack payload, in which an array is
-an extension of its type, shape and bytes. Nothing in it is ever run, whatever the file says.
+A file is a header (magic, format, payload length, SHA-256 of the payload) and a MessagePack payload, in which an array
+is an extension of its type, shape and bytes. Nothing in it is ever run, whatever the file says.
 """
 
 from __future__ import annotations

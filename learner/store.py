@@ -80,7 +80,7 @@ class ModelStore:
         path = self._version_folder(service, which) / "model.bin"
         meta, data = _json(path.parent / "meta.json"), path.read_bytes()
         if hashlib.sha256(data).hexdigest() != meta.get("checksum"):
-            raise FormatError(f"{path} is not what was published: restore a copy of it, or roll back to another version")
+            raise FormatError(f"{path} is not what was published: restore a copy, or roll back to another version")
         return load_model(snapshot.decode(data, path)), meta
 
     def alias(self, service: str, name: str, version: int | None = None) -> int:
@@ -133,7 +133,7 @@ class ModelStore:
 
 def _checked(name: str, kind: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no {kind} name: use 1 to 64 of a-z, 0-9, '_', '.', '-', a letter or digit first")
+        raise ConfigError(f"{name!r} is no {kind} name: 1 to 64 of a-z, 0-9, '_', '.', '-', a letter or digit first")
     return name
 
 

@@ -1,7 +1,8 @@
 """A Kafka-protocol broker and a Redis as child processes: for trying things out and for tests, never for production.
 
-Both keep everything in memory and forget it when they stop. The broker is Tansu, which speaks enough of Kafka's protocol
-for producers, consumer groups and topics; what it does differently is in docs/embedded.md.
+Both keep everything in memory and forget it when they stop. The broker is Tansu, which speaks enough of Kafka's
+protocol for topics, producers and consumer groups. Unlike Kafka it creates unknown topics, answers a fetch past the end
+with nothing, ignores aborts, and lists the end of a partition too low: the first offset of its last batch plus one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs one server as its child and makes sure that the server never outlives the process that asked for it.
 
 Run as a script: `python -I -S guard.py COMMAND...`. Standard input is a pipe that nobody writes to: its end means that
-the asking process stopped, in whatever way. That holds for any thread of it and on every Unix, where Linux's parent-death
-signal is bound to a thread. Here, in a process of one thread, that signal covers the death of the guard itself.
+the asking process stopped, in whatever way. That holds whichever of its threads asked, and on every Unix; Linux's
+parent-death signal is bound to one thread. Here, in a process of one thread, it covers the death of the guard itself.
 The server's process id is printed as one line; its output goes to standard error.
 """
 

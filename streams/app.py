@@ -38,12 +38,17 @@ class _Boot(BootStrategy):  # type: ignore[misc]
 
 
 class _Recovery(Recovery):  # type: ignore[misc]
+    logger = Recovery.logger
+
     async def _wait(self, coro: Any, timeout: Any = None) -> None:  # noqa: ANN401, ARG002, ASYNC109
         # To Faust a seek that takes too long is a service that was stopped: it would wait for ever, without a word.
         await super()._wait(coro)
 
 
 class _Tables(TableManager):  # type: ignore[misc]
+    logger = TableManager.logger
+    _recovery: Recovery | None = None
+
     async def on_start(self) -> None:
         # Faust sleeps for a second here, in case tables are still being added. There are none.
         await self._update_channels()
@@ -60,6 +65,7 @@ class App(faust.App):  # type: ignore[misc]
     """A Faust app whose topics deliver batches as its `delivery` says."""
 
     BootStrategy = _Boot
+    logger = faust.App.logger
     delivery: Delivery
 
     async def on_first_start(self) -> None:
@@ -170,8 +176,16 @@ async def _until_signalled(app: App, main: Main | None) -> None:
 class _Broker(logging.Handler):
     """Turns the many records that aiokafka logs while a broker is away into one line now and then."""
 
-    AWAY = ("Unable", "Failed fetch", "Error sending", "Marking the coordinator", "Group Coordinator Request")
-    NORMAL = ("Heartbeat failed", "Heartbeat send", "Heartbeat session", "OffsetCommit failed", "LeaveGroup")
+    AWAY = ("Unable connect to", "Unable to request metadata", "Unable to update metadata")
+    FOLLOWING = (
+        "Failed fetch",
+        "Error sending",
+        "Marking the coordinator dead",
+        "Group Coordinator Request failed",
+        "Heartbeat",
+        "OffsetCommit failed",
+        "LeaveGroup request failed",
+    )
 
     def __init__(self, kafka: str) -> None:
         super().__init__(logging.WARNING)
@@ -185,7 +199,7 @@ class _Broker(logging.Handler):
             if time.monotonic() - self.said >= REMIND:
                 self.said = time.monotonic()
                 log.warning("cannot reach Kafka at %s, retrying", self.kafka)
-        elif not message.startswith(self.NORMAL):
+        elif not message.startswith(self.FOLLOWING):
             log.warning("%s: %s", record.name, message)
 
 

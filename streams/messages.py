@@ -1,8 +1,8 @@
 """What a worker sends to Kafka, and how the mirror reads it back.
 
 `features.<view>` carries one Arrow IPC stream a message: features right after each folded event, with the event's
-partition and offset. The headers `start` and `next` say which offsets of the source partition a message covers, so that
-a reader can tell a repeated message from a missing one. `predictions.<service>` carries JSON, one prediction a message.
+partition and offset. `start` and `next` in the schema's metadata say which offsets of the source partition a message
+covers, so that a reader can tell a repeated message from a missing one. `predictions.<service>` carries JSON, one prediction a message.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ def feature_messages(view: View, events: pl.DataFrame, spans: Mapping[Partition,
             part = rows[at : at + rows_each]
             last = at + rows_each >= len(rows)
             stop = end if last else int(rows["_offset"][at + rows_each])
-            headers = {"start": b"%d" % start, "next": b"%d" % stop}
-            yield Message(topic, partition, _arrow_bytes(part.to_arrow()), None, headers)
+            yield Message(topic, partition, _arrow_bytes(part.to_arrow(), start, stop))
             start = stop
 
 
@@ -65,22 +64,35 @@ def _no_events(view: View) -> pl.DataFrame:
     return pl.DataFrame(schema={"_partition": pl.Int32, "_offset": pl.Int64, "_time": pl.Int64}).clear()
 
 
-def _arrow_bytes(table: pa.Table) -> bytes:
+def _arrow_bytes(table: pa.Table, start: int, stop: int) -> bytes:
+    table = table.replace_schema_metadata({"start": str(start), "next": str(stop)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def feature_table(value: bytes) -> pa.Table:
-    """The table in a message of `features.<view>`."""
-    return pa.ipc.open_stream(value).read_all()
+def feature_table(value: bytes) -> tuple[pa.Table, int, int]:
+    """The table in a message of `features.<view>` and the source offsets [start, next) that it covers."""
+    table = pa.ipc.open_stream(value).read_all()
+    metadata = table.schema.metadata
+    return table.replace_schema_metadata(None), int(metadata[b"start"]), int(metadata[b"next"])
 
 
 def prediction_messages(service: str, predictions: pl.DataFrame) -> Iterator[Message]:
     """Predictions as JSON, each to the partition of the event that it was made on."""
     topic = prediction_topic(service)
-    meta = ["_partition", "_offset", "_time", "_effective", "id", "prediction", "probability", "model_version", "variant"]
+    meta = [
+        "_partition",
+        "_offset",
+        "_time",
+        "_effective",
+        "id",
+        "prediction",
+        "probability",
+        "model_version",
+        "variant",
+    ]
     features = [name for name in predictions.columns if name not in meta]
     probability = pl.col("probability")
     body = pl.struct(

@@ -20,12 +20,7 @@ Decode = Callable[[Batch], Sequence[tuple[pa.Table, int | None, int]]]
 
 def decode_features(batch: Batch) -> list[tuple[pa.Table, int | None, int]]:
     """Messages of `features.<view>`."""
-    assert batch.headers is not None
-    out = []
-    for value, headers in zip(batch.values, batch.headers, strict=True):
-        where = dict(headers)
-        out.append((feature_table(value or b""), int(where["start"]), int(where["next"])))
-    return out
+    return [feature_table(value) for value in batch.values if value is not None]
 
 
 def predictions_decoder(features: Sequence[str]) -> Decode:

@@ -18,17 +18,19 @@ class Publisher:
     def __init__(self, kafka: str) -> None:
         self._kafka = kafka
         self._failure: KafkaError | None = None
-        self._producer = Producer({
-            "bootstrap.servers": kafka,
-            "acks": "all",
-            "linger.ms": 5,
-            "batch.size": 1 << 20,
-            "max.in.flight.requests.per.connection": 1,  # a retry must not reorder: readers tell gaps by the order
-            "queue.buffering.max.messages": 1_000_000,
-            "queue.buffering.max.kbytes": 1 << 20,
-            "message.max.bytes": 1_000_000,
-            "log_level": 0,
-        })
+        self._producer = Producer(
+            {
+                "bootstrap.servers": kafka,
+                "acks": "all",
+                "linger.ms": 5,
+                "batch.size": 1 << 20,
+                "max.in.flight.requests.per.connection": 1,  # a retry must not reorder: readers tell gaps by the order
+                "queue.buffering.max.messages": 1_000_000,
+                "queue.buffering.max.kbytes": 1 << 20,
+                "message.max.bytes": 1_000_000,
+                "log_level": 0,
+            }
+        )
 
     def send(self, messages: Iterable[Message]) -> int:
         """Queue messages; returns how many. Waits where the queue is full."""

@@ -173,7 +173,9 @@ class _Wanted:
 class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """The thread that talks to Kafka: it cuts what was fetched to batches that tile their partition."""
 
-    def __init__(self, consumer: Consumer, **options: Any) -> None:
+    logger = driver.logger
+
+    def __init__(self, consumer: Consumer, **options: Any) -> None:  # noqa: ANN401
         self._next: dict[TP, int] = {}  # where the next batch of each partition starts
         super().__init__(consumer, **options)
 
@@ -189,7 +191,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                 self._consumer._fetcher._prefetch_backoff = PREFETCH_BACKOFF
                 return
 
-    def on_crash(self, msg: str, *fmt: Any, **kwargs: Any) -> None:
+    def on_crash(self, msg: str, *fmt: object, **kwargs: object) -> None:
         """Print nothing: the error reaches the caller of `run`."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:  # noqa: ANN401
@@ -259,8 +261,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         consumer = self._ensure_consumer()
+        places = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in offsets.items()}
         try:
-            await asyncio.wait_for(consumer.commit({**offsets}), COMMIT_TIMEOUT)
+            await asyncio.wait_for(consumer.commit(places), COMMIT_TIMEOUT)
         except (KafkaError, TimeoutError) as error:
             log.debug("commit: %r", error)
             return False
@@ -279,7 +282,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 class Consumer(driver.Consumer):  # type: ignore[misc]
     """Faust's consumer, delivering batches from the app's own positions. Its methods belong to the app's event loop."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    logger = driver.logger
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
         self.header_topics: frozenset[str] = frozenset()
         self._wanted = _Wanted(self)
         self._held: set[TP] = set()

@@ -1,7 +1,7 @@
 """Servers for integration tests: started once a session, gone with the process, told apart by unique names.
 
-`embedded_pair` is the broker and the Redis that ship with onceflow; `real_pair` is Apache Kafka and a redis-server of this
-machine; `pair` runs a test on both. `kafka` and `redis_url` are the most real ones that this machine has.
+`embedded_pair` is the broker and the Redis that ship with onceflow; `real_pair` is Apache Kafka and a redis-server of
+this machine; `pair` runs a test on both. `kafka` is the address of the more real broker, `redis_url` a Redis.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def apache_kafka(port=0, directory=None):
 @contextmanager
 def docker_kafka():
     """Run a broker in Docker until the block ends, and give its address; needs `docker_runs()`."""
-    from testcontainers.kafka import KafkaContainer
+    from testcontainers.community.kafka import KafkaContainer  # noqa: PLC0415 - only where Docker runs
 
     with KafkaContainer().with_kraft() as container:
         yield container.get_bootstrap_server()

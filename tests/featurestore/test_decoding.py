@@ -192,6 +192,18 @@ def test_any_text_may_be_a_column_name():
     assert decode_json(schema, ["user-id"], "at", [value]).frame.to_dicts() == [msgspec.json.decode(value)]
 
 
+def test_details_are_short_whatever_the_columns_are_called():
+    name = "n" * 1000
+    (reject,) = decode_json({"at": "timestamp[ms]", name: "int"}, [name], "at", [b'{"at":1}']).rejects
+    assert (reject.error, len(reject.detail)) == ("missing", 200)
+
+
+def test_one_character_that_is_not_utf8_leaves_the_others_of_its_batch_alone():
+    decoded = decode(event(note='"é"'.encode()), event(note=b'"\xe9"'), event(note='"ü"'.encode()))
+    assert decoded.frame["note"].to_list() == ["é", "ü"]
+    assert [(reject.row, reject.error) for reject in decoded.rejects] == [(1, "encoding")]
+
+
 def test_keys_may_be_of_any_type():
     decoded = decode_json(SCHEMA, ["n", "ok"], "at", [EVENT, b'{"at":1,"n":2,"ok":null}', b'{"at":1,"ok":true}'])
     assert [(reject.row, reject.error) for reject in decoded.rejects] == [(1, "null"), (2, "missing")]
@@ -255,7 +267,8 @@ def test_the_outermost_object_is_the_first_of_32_levels():
 def test_brackets_side_by_side_or_in_strings_are_not_depth():
     wide = b"[%s]" % b",".join([b"{}"] * 500)
     text = rb'"\\\"%s"' % (b"[{" * 500)
-    assert decode(event(unknown=wide), event(unknown=text), event(note=text)).rejects == []
+    full = text + b',"z":' + b"[" * 31 + b"]" * 31
+    assert decode(event(unknown=wide), event(unknown=text), event(note=text), event(unknown=full)).rejects == []
     assert error(event(unknown=text + b"," + b'"z":' + b"[" * 32)) == "depth"
 
 

@@ -141,15 +141,14 @@ def shell(script: str) -> Program:
 
 
 def test_a_server_that_dies_at_start_shows_its_last_lines():
-    with pytest.raises(UnavailableError, match=r"(?s)thing stopped at start.*bad configuration"):
-        with run(shell("echo bad configuration; exit 3")):
-            pass
+    failing = shell("echo bad configuration; exit 3")
+    with pytest.raises(UnavailableError, match=r"(?s)thing stopped at start.*bad configuration"), run(failing):
+        pass
 
 
 def test_a_server_that_never_answers_is_stopped_and_reported():
-    with pytest.raises(UnavailableError, match="did not answer within 1 s"):
-        with run(shell("sleep 30")):
-            pass
+    with pytest.raises(UnavailableError, match="did not answer within 1 s"), run(shell("sleep 30")):
+        pass
 
 
 def test_a_chosen_port_lost_to_another_process_is_chosen_again():

@@ -1,0 +1,38 @@
+# Needs Python 3.11 or newer, make and a network; everything else is installed into .venv and .cache.
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .cache/uv/bin/uv)
+
+.PHONY: demo test lint format bench clean
+
+demo: .venv/.synced
+	@$(BIN)/onceflow demo
+
+test: .venv/.synced
+	@$(BIN)/python -m pytest
+
+lint: .venv/.synced
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: .venv/.synced
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: .venv/.synced
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .cache .onceflow dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+.venv/.synced: pyproject.toml uv.lock $(filter .cache/%,$(UV))
+	@$(UV) sync --quiet --frozen
+	@touch $@
+
+# Only where uv is not on PATH: a home of its own, for it would remove itself from the environment that it keeps exact.
+.cache/uv/bin/uv:
+	@$(PYTHON) -m venv .cache/uv
+	@.cache/uv/bin/python -m pip install --quiet --disable-pip-version-check uv

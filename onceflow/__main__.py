@@ -1,0 +1,5 @@
+"""`python -m onceflow`: the command line."""
+
+from onceflow.cli import main
+
+main()

@@ -1,0 +1,125 @@
+"""Putting a worker together from settings and definitions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from featurestore import UnavailableError, View
+from featurestore.online import connect
+from learner.store import ModelStore
+from onceflow.modules import Definitions
+from onceflow.produce import ensure_topics
+from onceflow.services import LiveService, ReplayService
+from onceflow.settings import Settings
+from streams.app import App, build_app, run
+from streams.messages import feature_topic, prediction_topic
+from streams.mirror import Decode, Mirror, decode_features, predictions_decoder
+from streams.processor import Processor
+from streams.publisher import Publisher
+from streams.transport import Delivery
+from streams.worker import Options, Worker
+
+
+def now_ms() -> int:
+    """Wall-clock time, ms since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def views_of(definitions: Definitions) -> list[View]:
+    """Every view: of the module, and those that only a service names."""
+    named = [*definitions.views.values(), *(view for s in definitions.services.values() for view in s.views)]
+    return list({view.key: view for view in named}.values())
+
+
+def topic_partitions(kafka: str) -> dict[str, int]:
+    """The number of partitions of every topic there is; UnavailableError when Kafka does not answer."""
+    try:
+        topics = AdminClient({"bootstrap.servers": kafka, "log_level": 0}).list_topics(timeout=10).topics
+    except KafkaException as error:
+        raise UnavailableError(f"cannot reach Kafka at {kafka}: {error.args[0].str()}") from error
+    return {name: len(topic.partitions) for name, topic in topics.items()}
+
+
+def prepare_topics(definitions: Definitions, settings: Settings) -> dict[str, int]:
+    """Create the topics that the definitions need and that are not there; returns partitions by topic.
+
+    What is made from a source topic has as many partitions as it.
+    """
+    sources = {view.source.name for view in views_of(definitions)} | set(definitions.sources)
+    sources |= {s.name for service in definitions.services.values() for s in (service.on, service.label.source)}
+    there = topic_partitions(settings.kafka)
+    ensure_topics(settings.kafka, {name: settings.partitions for name in sources if name not in there})
+    there = topic_partitions(settings.kafka)
+    wanted = {f"{name}.{suffix}": there[name] for name in sources for suffix in ("dlq", "late")}
+    wanted |= {feature_topic(view): there[view.source.name] for view in views_of(definitions)}
+    wanted |= {prediction_topic(s.name): there[s.on.name] for s in definitions.services.values()}
+    ensure_topics(settings.kafka, {name: count for name, count in wanted.items() if name not in there})
+    return there | wanted
+
+
+def processors_of(definitions: Definitions, settings: Settings) -> list[Processor]:
+    """The services as a worker of these settings runs them."""
+    services = definitions.services.values()
+    if settings.mode == "replay":
+        return [ReplayService(service, settings.data / "snapshots") for service in services]
+    return [LiveService(service, ModelStore(settings.data / "models")) for service in services]
+
+
+def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | None, list[str]]:
+    """The mirror of what is sent, and the topics that it reads."""
+    if not settings.mirror:
+        return None, []
+    feeds: dict[str, tuple[str, Decode]] = {
+        feature_topic(view): (f"features/{view.name}", decode_features) for view in views_of(definitions)
+    }
+    for service in definitions.services.values():
+        decode = predictions_decoder(service.inputs)
+        feeds[prediction_topic(service.name)] = (f"predictions/{service.name}", decode)
+    return Mirror(settings.data, feeds, settings.grid), list(feeds)
+
+
+def build_worker(definitions: Definitions, settings: Settings, *, until_end: bool = False) -> Worker:
+    """A worker over all views and services of the definitions, with its topics in place."""
+    partitions = prepare_topics(definitions, settings)
+    mirror, feeds = mirror_of(definitions, settings)
+    options = Options(
+        replay=settings.mode == "replay",
+        until_end=until_end,
+        max_wait=settings.max_wait_ms / 1000,
+        archive=settings.data / "events" if settings.archive else None,
+        grid=settings.grid,
+    )
+    return Worker(
+        views=views_of(definitions),
+        processors=processors_of(definitions, settings),
+        partitions=partitions,
+        store=connect(settings.redis),
+        publisher=Publisher(settings.kafka),
+        mirror=mirror,
+        mirrored=feeds,
+        options=options,
+        owner=secrets.token_hex(16),
+        now=now_ms,
+    )
+
+
+def run_worker(worker: Worker, settings: Settings, beside: Callable[[App], object] | None = None) -> None:
+    """Run until it has ended, failed, or was told to stop."""
+    topics = [*worker.sources, *worker.mirrored]
+    delivery = Delivery(positions=worker.positions, assigned=worker.assigned, revoked=worker.revoked)
+    app = build_app(
+        settings.group,
+        settings.kafka,
+        topics,
+        worker.receive,
+        delivery=delivery,
+        session_timeout_ms=settings.session_timeout_ms,
+    )
+    worker.app = app
+    run(app, worker.main)

@@ -1,0 +1,67 @@
+"""What a worker has done so far: counters and the freshness of what it wrote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Upper bounds of the freshness histogram, ms.
+BOUNDS = np.array([1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1_000, 2_000, 5_000, 10_000, 60_000])
+
+
+@dataclass
+class Stats:
+    """Counters since the worker started. Times are in seconds, freshness in milliseconds."""
+
+    events: int = 0
+    chunks: int = 0
+    predictions: int = 0
+    states: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    late: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)  # by stage of the work
+    first_at: float | None = None
+    last_at: float | None = None
+    stream_time: int | None = None
+    freshness: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(BOUNDS) + 1, np.int64))
+
+    def fresh(self, ages: NDArray[np.int64]) -> None:
+        """Count how old records were (ms since they reached Kafka) when their effect could be read."""
+        self.freshness += np.bincount(np.searchsorted(BOUNDS, ages), minlength=len(BOUNDS) + 1)
+
+    def freshness_at(self, quantile: float) -> float | None:
+        """Freshness (ms) at a quantile, by linear interpolation in its bucket; None before any event."""
+        total = int(self.freshness.sum())
+        if not total:
+            return None
+        ends = np.cumsum(self.freshness)
+        bucket = int(np.searchsorted(ends, quantile * total))
+        low = float(BOUNDS[bucket - 1]) if bucket else 0.0
+        high = float(BOUNDS[min(bucket, len(BOUNDS) - 1)])
+        before = int(ends[bucket - 1]) if bucket else 0
+        return low + (high - low) * (quantile * total - before) / max(int(self.freshness[bucket]), 1)
+
+    def events_per_s(self) -> float:
+        """Events a second between the first and the last chunk."""
+        if self.first_at is None or self.last_at is None or self.last_at <= self.first_at:
+            return 0.0
+        return self.events / (self.last_at - self.first_at)
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "events": self.events,
+            "events_per_s": round(self.events_per_s()),
+            "predictions": self.predictions,
+            "states": self.states,
+            "rejected": dict(self.rejected),
+            "late": self.late,
+            "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
+            "stream_time": self.stream_time,
+            "freshness_p50_ms": self.freshness_at(0.5),
+            "freshness_p99_ms": self.freshness_at(0.99),
+        }

@@ -1,0 +1,101 @@
+"""Small steps from plain events to the engine, for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from featurestore import Source
+from featurestore.engine import NO_ENTITY, ViewState
+from featurestore.expressions import TYPES
+from featurestore.frames import META, entity_codes, lane_inputs, with_derived
+from featurestore.kernel import Steps
+from featurestore.keys import encode_entity
+from featurestore.plan import compiled
+
+STATUSES = ("folded", "late", "overflow", "keyless")
+PARTITIONS = 3
+
+SOURCE = Source(
+    "events",
+    schema={"k": str, "g": int, "i": int, "x": float, "b": bool, "s": str, "at": "timestamp[ms]"},
+    event_time="at",
+    key="k",
+    lateness="10s",
+)
+
+
+def event(time, *, partition=0, offset=0, k="a", g=1, i=None, x=None, b=None, s=None):
+    """One plain event of `SOURCE`."""
+    meta = {"_partition": partition, "_offset": offset, "_timestamp": time, "_time": time}
+    return {"k": k, "g": g, "i": i, "x": x, "b": b, "s": s, "at": time, **meta}
+
+
+def numbered(events):
+    """The events with offsets in the order in which they come, partition by partition."""
+    seen = dict.fromkeys(range(PARTITIONS), 0)
+    out = []
+    for each in events:
+        out.append({**each, "_offset": seen[each["_partition"]]})
+        seen[each["_partition"]] += 1
+    return out
+
+
+def frame_of(source, events):
+    """An event frame of plain events."""
+    kinds = {name: TYPES[kind] for name, kind in source.schema.items()}
+    return with_derived(source, pl.DataFrame(events, schema={**kinds, **META}))
+
+
+def state_of(view):
+    return ViewState(compiled(view), PARTITIONS)
+
+
+def do(state, work):
+    """Do work in one batch: plain events to fold (and read right after), and (entity, as_of) pairs to read."""
+    view = state.plan.view
+    events = [each for each in work if isinstance(each, dict)]
+    frame = frame_of(view.source, events)
+    codes, keys = entity_codes(frame, view.entity.keys)
+    numbers = iter(np.append(state.number(keys), NO_ENTITY)[codes].tolist())
+    rows = iter(range(len(events)))
+    steps = [
+        (next(rows), next(numbers), each["_partition"], each["_time"])
+        if isinstance(each, dict)
+        else (-1, int(state.number([encode_entity(each[0])])[0]), -1, each[1])
+        for each in work
+    ]
+    columns = np.array(steps, np.int64).reshape(-1, 4).T.copy()
+    return state.run(Steps(*columns), lane_inputs(state.plan, frame), emit=True)
+
+
+def values_of(plan, results, step):
+    """Stored features of a step as plain values by name; None for null."""
+    out = {}
+    for j, feature in enumerate(plan.outputs):
+        cells = results.reals if feature.type == "float" else results.words
+        value = cells[step, j].item()
+        out[feature.name] = (bool(value) if feature.type == "bool" else value) if results.valid[step, j] else None
+    return out
+
+
+def read(state, entity=("a",), as_of=0):
+    """Stored features of an entity by name."""
+    return values_of(state.plan, do(state, [(entity, as_of)]), 0)
+
+
+def stored(state):
+    """All that a store would hold: clocks, and states by partition and entity."""
+    return {p: (state.clock(p), state.blobs(p)) for p in range(PARTITIONS)}
+
+
+def restored(state):
+    """A fresh state loaded from what the store holds, with its entities numbered in another order."""
+    fresh = state_of(state.plan.view)
+    for partition, (clock, blobs) in stored(state).items():
+        if clock is not None:
+            fresh.set_clock(partition, clock)
+        for entity in sorted(blobs, reverse=True):
+            (number,) = fresh.number([entity])
+            fresh.load(int(number), partition, blobs[entity])
+    return fresh

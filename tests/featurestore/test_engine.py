@@ -1,0 +1,390 @@
+"""The engine equals the oracle, and no cut into batches, restart or growth changes a bit."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurestore import Count, Entity, First, Last, Max, Mean, Min, Source, Std, Sum, col, oracle, view, window
+from featurestore.engine import NO_ENTITY, ViewState
+from featurestore.errors import FormatError
+from featurestore.frames import lane_inputs
+from featurestore.kernel import Steps
+from featurestore.keys import encode_entity
+from featurestore.plan import compiled
+from tests.featurestore.helpers import (
+    PARTITIONS,
+    SOURCE,
+    STATUSES,
+    do,
+    event,
+    frame_of,
+    numbered,
+    read,
+    restored,
+    state_of,
+    stored,
+    values_of,
+)
+
+NOON = 1_700_000_000_000 // 86_400_000 * 86_400_000  # a tile edge of every hop
+INT64 = 2**63
+EPS = np.finfo(np.float64).eps
+
+SOURCES = [
+    Source("events", schema=SOURCE.schema, event_time="at", key="k", lateness=lateness)
+    for lateness in ("1ms", "10s", "2h")
+]
+ENTITIES = [Entity("key", key="k"), Entity("group", key="g"), Entity("pair", key=("s", "g"))]
+WINDOWS = ["1s", "5s", "90s", "1h", "lifetime"]
+WINDOWS += [window("10s", hop="10s"), window("1m", hop="7s"), window("1s", hop="250ms"), window("1h", hop="20m")]
+CONDITIONS = [None, col("b"), col("i") > 0, col("s") == "p", col("x").is_not_nan() & (col("g") == 1)]
+AGGREGATES = [(Count, c) for c in ("", "x", "s")]
+AGGREGATES += [(a, c) for a in (Sum, Mean, Std, Min, Max, First, Last) for c in ("i", "x", "b")]
+AGGREGATES += [(a, "at") for a in (Min, Max, First, Last)]
+
+WHOLE = st.integers(-5, 5) | st.sampled_from([INT64 - 1, -INT64, INT64 - 2, 2**62, -(2**62), 10**16 + 1])
+REAL = st.sampled_from([0.1, -0.0, 1e9, 1e9 + 1, 1e9 + 2, 1e16, 1e16 + 2, -1e16, 1e-300, 1e100, math.nan])
+REAL |= st.floats(-1e6, 1e6)
+MOVES = st.sampled_from(
+    [-7_200_001, -3_600_000, -60_001, -10_001, -1_000, -1, 0, 0, 0, 1, 999, 1_000, 5_000, 3_600_000]
+)
+TIMES = st.builds(
+    lambda base, move, near: NOON + base + move + near, st.sampled_from([0, 0, 90_000]), MOVES, st.integers(-1, 1)
+)
+EVENTS = st.builds(
+    event,
+    TIMES,
+    partition=st.integers(0, PARTITIONS - 1),
+    k=st.sampled_from(["a", "b", None]),
+    g=st.sampled_from([1, 2]),
+    i=st.none() | WHOLE,
+    x=st.none() | REAL,
+    b=st.none() | st.booleans(),
+    s=st.sampled_from(["p", "q", None]),
+)
+
+
+def made(features, *, source=SOURCE, entity=ENTITIES[0], windows=()):
+    """A view of features by name."""
+    return view(entity=entity, source=source, windows=windows)(type("Made", (), features))
+
+
+@st.composite
+def views(draw):
+    chosen = draw(st.lists(st.tuples(st.sampled_from(AGGREGATES), st.sampled_from(CONDITIONS)), min_size=1, max_size=5))
+    windows = draw(
+        st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=3, unique_by=lambda w: getattr(w, "label", w))
+    )
+    features = {f"f{i}": make(column, where=where) for i, ((make, column), where) in enumerate(chosen)}
+    one = draw(st.sampled_from(WINDOWS))
+    features["extra"] = draw(st.sampled_from([Sum, Last]))("i", windows=[one])
+    return made(
+        features, source=draw(st.sampled_from(SOURCES)), entity=draw(st.sampled_from(ENTITIES)), windows=windows
+    )
+
+
+@st.composite
+def scenarios(draw):
+    """A view and what happens to it: events and reads."""
+    chosen = draw(views())
+    entities = {"key": ("a",), "group": (1,), "pair": ("p", 1)}
+    reads = st.tuples(st.just(entities[chosen.entity.name]), TIMES)
+    work = draw(st.lists(EVENTS | EVENTS | EVENTS | reads, max_size=20))
+    events = iter(numbered(each for each in work if isinstance(each, dict)))
+    return chosen, [next(events) if isinstance(each, dict) else each for each in work]
+
+
+def assert_close(got, want, feature, inputs):
+    """Integers, times and picked values are exact; sums, means and deviations keep to their error bounds."""
+    here = f"{feature.full_name}: {got!r}, the oracle says {want!r}"
+    if want is None or not isinstance(want, float) or isinstance(feature.aggregate, Min | Max | First | Last):
+        assert got == want, here
+        assert type(got) is type(want) or feature.type == "float", here
+        return
+    n, size = len(inputs), math.fsum(abs(float(value)) for value in inputs)
+    if isinstance(feature.aggregate, Std):  # Welford: relative error n eps kappa, kappa = mean / deviation
+        bound = 1e-12 * want + 8 * n * EPS * max(abs(float(value)) for value in inputs)
+    else:  # Neumaier: one rounding, and the second-order term
+        bound = 4 * EPS * abs(want) + 8 * (n * EPS) ** 2 * size
+    assert got is not None, here
+    assert abs(got - want) <= bound, here
+
+
+@settings(max_examples=150, deadline=None)
+@given(scenarios())
+def test_the_engine_equals_the_oracle(scenario):
+    chosen, work = scenario
+    state = state_of(chosen)
+    results = do(state, work)
+    events = []
+    for step, each in enumerate(work):
+        if isinstance(each, dict):
+            events.append(each)
+            status = oracle.statuses(chosen, events)[-1]
+            assert STATUSES[results.status[step]] == status
+            if status != "folded":
+                continue
+            each = (oracle.key(chosen, each), each["_time"])  # noqa: PLW2901
+        effective, want = oracle.features(chosen, events, *each)
+        assert results.effective[step] == effective
+        got = values_of(state.plan, results, step)
+        assert got.keys() == want.keys()
+        for feature in chosen.stored:
+            inputs = [value for value in oracle.inputs(feature, events) if value is not None]
+            assert_close(got[feature.name], want[feature.name], feature, inputs)
+
+
+def bits(results):
+    """All that results say, as plain data; what is null has no bits."""
+    words = np.where(results.valid, results.words, 0)
+    return list(
+        zip(words.tolist(), results.valid.tolist(), results.effective.tolist(), results.status.tolist(), strict=True)
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(scenarios(), st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=6))
+def test_no_cut_into_batches_and_no_restart_changes_a_bit(scenario, cuts):
+    chosen, work = scenario
+    whole = state_of(chosen)
+    want = bits(do(whole, work))
+    state, got, begin = state_of(chosen), [], 0
+    for end, restart in [*sorted(cuts), (len(work), True)]:
+        got += bits(do(state, work[begin:end]))
+        begin = max(begin, min(end, len(work)))
+        state = restored(state) if restart else state
+    assert got == want
+    assert stored(state) == stored(whole)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scenarios())
+def test_changes_hold_every_state_that_was_written_and_no_other(scenario):
+    chosen, work = scenario
+    state, held = state_of(chosen), {}
+    for each in work:
+        do(state, [each])
+        for change in state.take_changes():
+            held |= {(change.partition, e): bytes(b) for e, b in zip(change.entities, change.blobs, strict=True)}
+    assert state.take_changes() == []
+    assert held == {(p, e): blob for p in range(PARTITIONS) for e, blob in state.blobs(p).items()}
+
+
+def test_the_pool_grows_without_losing_a_bit():
+    chosen = made({"n": Count(), "x": Sum("x"), "low": Min("i")}, windows=["5s", "1h", window("5m", hop="1s")])
+    rng = np.random.default_rng(1)
+    events = numbered(
+        event(NOON + int(t), partition=int(p), k=f"k{k}", i=int(k), x=float(x))
+        for t, p, k, x in zip(
+            np.sort(rng.integers(0, 7_200_000, 6_000)),
+            rng.integers(0, PARTITIONS, 6_000),
+            rng.integers(0, 150, 6_000),
+            rng.normal(size=6_000),
+            strict=True,
+        )
+    )
+    whole = state_of(chosen)
+    small = len(whole._state.words)
+    want = bits(do(whole, events))
+    assert len(whole._state.words) > 8 * small
+    parts = state_of(chosen)
+    got = bits(do(parts, events[:3_000]))
+    parts = restored(parts)
+    got += bits(do(parts, events[3_000:]))
+    assert got == want
+    assert stored(parts) == stored(whole)
+    _, values = oracle.features(chosen, events, ("k7",), NOON + 7_200_000)
+    assert read(whole, ("k7",), NOON + 7_200_000) == pytest.approx(values, rel=1e-12)
+
+
+def test_a_long_state_loads_into_a_pool_that_is_still_small():
+    chosen = made({"a": Std("x"), "b": Last("i"), "c": Max("x")}, windows=[window("1h", hop="10s")])
+    state = state_of(chosen)
+    do(state, numbered(event(NOON + 10_000 * n, i=n, x=float(n)) for n in range(400)))
+    fresh = restored(state)
+    assert stored(fresh) == stored(state)
+    assert fresh._state.used[0] <= len(fresh._state.words)
+
+
+@pytest.mark.parametrize(
+    ("later", "kept"),
+    [(0, ("5s", "1m")), (5_998, ("5s", "1m")), (5_999, ("1m",)), (60_998, ("1m",)), (60_999, ()), (10**12, ())],
+)
+def test_values_decay_when_read_later_without_new_events(later, kept):
+    state = state_of(made({"n": Count(), "x": Sum("x"), "top": Max("x")}, windows=["5s", "1m", "lifetime"]))
+    do(state, [event(NOON, x=2.5)])
+    want = {}
+    for label in ("5s", "1m", "lifetime"):
+        there = label in (*kept, "lifetime")
+        want |= {f"n_{label}": int(there), f"x_{label}": 2.5 * there, f"top_{label}": 2.5 if there else None}
+    assert read(state, as_of=NOON + later) == want
+
+
+def test_a_read_is_never_before_the_newest_event_of_its_entity():
+    state = state_of(made({"n": Count()}, windows=["5s"]))
+    results = do(state, [event(NOON), event(NOON + 60_000, k="b", offset=1), (("a",), NOON - 99_000), (("c",), 7)])
+    assert results.effective.tolist() == [NOON, NOON + 60_000, NOON, 7]
+    assert results.words[2:].tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize("column", ["x", "i"])
+def test_the_deviation_of_large_neighbours_is_exact(column):
+    state = state_of(made({"std": Std(column)}, windows=["1h"]))
+    values = [10**9, 10**9 + 1, 10**9 + 2]
+    do(state, numbered(event(NOON + 120_000 * n, **{column: value}) for n, value in enumerate(values)))
+    assert read(state, as_of=NOON) == {"std_1h": 1.0}
+
+
+def test_an_integer_sum_that_would_overflow_is_refused_whole_and_its_neighbours_stay_exact():
+    state = state_of(made({"total": Sum("i"), "n": Count(), "top": Max("i"), "mean": Mean("i")}, windows=["5s"]))
+    big = INT64 - 1
+    results = do(state, numbered(event(NOON, i=i, k=k) for k, i in [("a", big), ("a", 1), ("b", 1), ("a", -3)]))
+    assert [STATUSES[status] for status in results.status] == ["folded", "overflow", "folded", "folded"]
+    assert read(state, as_of=NOON) == {"total_5s": big - 3, "n_5s": 2, "top_5s": big, "mean_5s": (big - 3) / 2}
+    assert read(state, ("b",), NOON)["total_5s"] == 1
+
+
+def test_a_window_whose_sum_leaves_int64_is_null_and_one_that_comes_back_is_exact():
+    state = state_of(made({"total": Sum("i"), "mean": Mean("i")}, windows=["5s"]))
+    big = INT64 - 1
+    do(state, numbered(event(NOON + 1_000 * n, i=big) for n in range(2)))
+    assert read(state, as_of=NOON) == {"total_5s": None, "mean_5s": float(big)}
+    do(state, [event(NOON + 2_000, i=-big, offset=2)])
+    assert read(state, as_of=NOON) == {"total_5s": big, "mean_5s": pytest.approx(big / 3, rel=1e-15)}
+
+
+def test_an_expired_tile_overflows_no_event_whether_it_is_still_in_memory_or_not():
+    chosen = made({"total": Sum("i")}, source=SOURCES[2], windows=["5s"])
+    state = state_of(chosen)
+    do(state, [event(NOON, i=INT64 - 1), event(NOON + 60_000, i=1, offset=1)])
+    late = [event(NOON, i=1, offset=2)]
+    assert bits(do(restored(state), late)) == bits(do(state, late))
+
+
+def test_an_event_too_late_for_every_window_is_not_folded():
+    state = state_of(made({"n": Count()}, windows=["5s"]))  # lateness 10 s, hop 1 s
+    times = [0, 60_000, 45_000, 44_999, 46_000]
+    results = do(state, numbered(event(NOON + time) for time in times))
+    assert [STATUSES[status] for status in results.status] == ["folded", "folded", "folded", "late", "folded"]
+    assert not results.valid[3].any()
+    assert state.clock(0) == NOON + 60_000
+    assert state.clock(1) is None
+
+
+def test_each_partition_has_its_own_clock():
+    state = state_of(made({"n": Count()}, windows=["5s"]))
+    results = do(state, numbered([event(NOON + 60_000), event(NOON, partition=1)]))
+    assert results.status.tolist() == [0, 0]
+
+
+def test_an_event_without_its_entity_key_is_left_out_but_moves_the_clock():
+    state = state_of(made({"n": Count()}, windows=["5s"]))
+    results = do(state, numbered([event(NOON, k=None), event(NOON - 60_000)]))
+    assert [STATUSES[status] for status in results.status] == ["keyless", "late"]
+    assert stored(state)[0] == (NOON, {})
+
+
+def test_a_read_without_an_entity_is_null():
+    state = state_of(made({"n": Count(), "x": Sum("x")}, windows=["5s"]))
+    steps = Steps(*(np.array([each], np.int64) for each in (-1, NO_ENTITY, -1, NOON)))
+    results = state.run(steps, lane_inputs(state.plan, frame_of(SOURCE, [])), emit=False)
+    assert not results.valid.any()
+
+
+def test_without_emit_only_reads_give_features():
+    state = state_of(made({"n": Count()}, windows=["5s"]))
+    state.number([encode_entity(("a",))])
+    steps = Steps(*np.array([[0, 0, 0, NOON], [-1, 0, -1, NOON]], np.int64).T.copy())
+    results = state.run(steps, lane_inputs(state.plan, frame_of(SOURCE, [event(NOON)])), emit=False)
+    assert results.valid.tolist() == [[False], [True]]
+
+
+@pytest.fixture(scope="module")
+def blob():
+    state = state_of(made({"n": Count(), "x": Sum("x")}, windows=["5s", "1h"]))
+    do(state, numbered(event(NOON + 1_000 * n, x=1.0) for n in range(4)))
+    return state.blobs(0)[encode_entity(("a",))]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda blob: b"",
+        lambda blob: blob[:-1],
+        lambda blob: blob[:-8],
+        lambda blob: blob + bytes(8),
+        lambda blob: bytes([2]) + blob[1:],
+        lambda blob: blob[:8] + bytes(8) + blob[16:],
+        lambda blob: blob[:16] + (10**6).to_bytes(8, "little") + blob[24:],
+        lambda blob: blob[:16] + (-1).to_bytes(8, "little", signed=True) + blob[24:],
+        lambda blob: blob[:32] + blob[64:96] + blob[32:64] + blob[96:],
+        lambda blob: b"\x93NUMPY" + bytes(58),
+    ],
+)
+def test_a_damaged_or_foreign_blob_is_refused_and_changes_nothing(blob, damage):
+    state = state_of(made({"n": Count(), "x": Sum("x")}, windows=["5s", "1h"]))
+    state.number([encode_entity(("a",))])
+    state.load(0, 0, blob)
+    with pytest.raises(FormatError, match=r"state of made@\w+, entity sa, .* rebuild"):
+        state.load(0, 0, damage(blob))
+    assert state.blobs(0) == {b"sa": blob}
+
+
+@settings(deadline=None)
+@given(
+    st.binary(max_size=200)
+    | st.lists(st.integers(-INT64, INT64 - 1) | st.integers(-1, 300), max_size=30).map(
+        lambda w: np.array(w, np.int64).tobytes()
+    )
+)
+def test_no_bytes_break_loading(raw):
+    state = state_of(made({"n": Count(), "x": Sum("x")}, windows=["5s", "1h"]))
+    state.number([encode_entity(("a",))])
+    try:
+        state.load(0, 0, raw)
+    except FormatError:
+        return
+    assert state.blobs(0) in ({b"sa": raw}, {})
+
+
+def test_states_are_looked_up_once_until_the_partition_is_written_elsewhere():
+    state = ViewState(compiled(made({"n": Count()}, windows=["5s"])), 2)
+    numbers = state.number([b"sa", b"sb"])
+    assert state.missing(numbers, [0, 1]) == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    state.load(0, 0, None)
+    state.assume_new(1)
+    assert state.missing(numbers, [0, 1]) == [(1, 0)]
+    many = state.number([b"s%d" % n for n in range(200)])
+    assert state.missing(many, [1]) == []
+    state.stale(1)
+    more = state.number([b"i%d" % n for n in range(500)])
+    assert len(state.missing(more, [1])) == 500
+    assert state.missing(numbers, [1]) == [(0, 1), (1, 1)]
+
+
+def test_an_entity_that_is_nowhere_stored_leaves_no_state_behind():
+    state = state_of(made({"n": Count()}, windows=["5s"]))
+    state.number([b"sa"])
+    state.load(0, 0, None)
+    assert read(state, as_of=NOON) == {"n_5s": 0}
+    assert state.blobs(0) == {}
+    assert state.take_changes() == []
+
+
+def test_no_state_is_larger_than_its_plan_says():
+    chosen = made({"n": Count(), "x": Std("x")}, windows=["5s", "1m", "lifetime"])
+    state = state_of(chosen)
+    do(state, numbered(event(NOON + 500 * n, x=1.0) for n in range(400)))
+    (blob,) = state.blobs(0).values()
+    assert len(blob) <= 8 * state.plan.state_words
+
+
+def test_infinite_inputs_stay_infinite():
+    state = state_of(made({"x": Sum("x"), "top": Max("x"), "mean": Mean("x")}, windows=["5s"]))
+    do(state, numbered(event(NOON, x=x) for x in (math.inf, 1.0)))
+    assert read(state, as_of=NOON) == {"x_5s": math.inf, "top_5s": math.inf, "mean_5s": math.inf}

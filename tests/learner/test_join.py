@@ -1,0 +1,127 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.join import LabelJoin
+
+WAIT = 10
+KEYS = st.sampled_from(["a", "b", "c", "d", None])
+events = st.lists(
+    st.tuples(st.sampled_from("pl"), KEYS, st.integers(0, 40), st.sampled_from([0.0, 1.0, 1.0, None, float("nan"), 0.5])),
+    max_size=60,
+)
+
+
+def oracle(rows):
+    """What joins, by the rules read aloud: a list of (place of the prediction, place of the label), and the counts."""
+    waiting, joins, clock = {}, [], -1
+    counts = dict.fromkeys(("predictions", "duplicates", "unnamed", "null", "unmatched", "expired"), 0)
+    for place, (kind, key, time, value) in enumerate(rows):
+        clock = max(clock, time)
+        counts["expired"] += sum(at + WAIT < clock for _, at in waiting.values())
+        waiting = {k: held for k, held in waiting.items() if held[1] + WAIT >= clock}
+        if kind == "p" and (key is None or key in waiting):
+            counts["unnamed" if key is None else "duplicates"] += 1
+        elif kind == "p":
+            counts["predictions"] += 1
+            waiting[key] = (place, time)
+            if time + WAIT < clock:
+                del waiting[key]
+                counts["expired"] += 1
+        elif value not in (0.0, 1.0):
+            counts["null"] += 1
+        elif key not in waiting or time < waiting[key][1]:
+            counts["unmatched"] += 1
+        else:
+            joins.append((waiting.pop(key)[0], place))
+    return joins, counts | {"joined": len(joins), "pending": len(waiting)}
+
+
+def run(join, rows, start=0):
+    joins = []
+    for place, (kind, key, time, value) in enumerate(rows, start):
+        if kind == "p":
+            slot = join.predicted(key, time)
+            if slot >= 0:
+                join.rows[slot] = place
+        else:
+            slot = join.labelled(key, time, value)
+            if slot >= 0:
+                joins.append((int(join.rows[slot, 0]), place))
+    return joins
+
+
+def counts_of(join):
+    names = ("predictions", "duplicates", "unnamed", "null", "unmatched", "expired", "joined", "pending")
+    return {name: getattr(join, name) for name in names}
+
+
+@settings(deadline=None)
+@given(events)
+def test_join_equals_the_rules_read_aloud(rows):
+    join = LabelJoin(WAIT, 1)
+    joins, counts = oracle(rows)
+    assert run(join, rows) == joins
+    assert counts_of(join) == counts
+
+
+@settings(deadline=None)
+@given(events, st.lists(st.integers(0, 60)))
+def test_when_the_dead_are_swept_makes_no_difference(rows, sweeps):
+    lazy, eager = LabelJoin(WAIT, 1), LabelJoin(WAIT, 1)
+    joins = []
+    for place, row in enumerate(rows):
+        joins += run(eager, [row], place)
+        if place in sweeps:
+            assert eager.predictions == eager.joined + eager.expired + eager.pending
+            eager.release()
+        if place % 7 == 6:
+            eager = LabelJoin.load(eager.dump())
+    assert run(lazy, rows) == joins
+    assert counts_of(lazy) == counts_of(eager)
+    assert lazy.dump()["ids"] == eager.dump()["ids"]
+    assert lazy.dump()["rows"].tobytes() == eager.dump()["rows"].tobytes()
+
+
+def test_label_joins_until_the_last_millisecond_of_the_wait():
+    for late, joined in ((WAIT, 1), (WAIT + 1, 0)):
+        join = LabelJoin(WAIT, 1)
+        join.predicted("a", 100)
+        join.labelled("a", 100 + late, 1.0)
+        assert (join.joined, join.expired, join.unmatched) == (joined, 1 - joined, 1 - joined)
+
+
+def test_label_from_before_the_prediction_does_not_join():
+    join = LabelJoin(WAIT, 1)
+    join.predicted("a", 100)
+    assert join.labelled("a", 99, 1.0) == -1
+    assert join.labelled("a", 100, 1.0) >= 0
+
+
+def test_first_label_and_first_prediction_win():
+    join = LabelJoin(WAIT, 1)
+    slot = join.predicted("a", 1)
+    assert join.predicted("a", 2) == -1
+    assert join.labelled("a", 3, None) == -1  # a null says nothing: the wait goes on
+    assert join.labelled("a", 4, 0.0) == slot
+    assert join.labelled("a", 5, 1.0) == -1
+    assert (join.duplicates, join.null, join.joined, join.unmatched) == (1, 1, 1, 1)
+
+
+def test_what_never_gets_a_label_leaves_room_for_others():
+    join = LabelJoin(WAIT, 3)
+    for time in range(20_000):
+        join.rows[join.predicted(f"flight {time}", time)] = time
+        join.release()
+    assert join.pending == WAIT + 1
+    assert join.expired == 20_000 - WAIT - 1
+    assert len(join.rows) == 64
+
+
+def test_table_grows_with_what_waits():
+    join = LabelJoin(1_000_000, 1)
+    slots = [join.predicted(str(i), i) for i in range(1000)]
+    join.rows[slots, 0] = np.arange(1000)
+    join.release()
+    joined = [join.labelled(str(i), 2000, 1.0) for i in range(1000)]
+    assert join.rows[joined, 0].tolist() == list(range(1000))
