@@ -31,6 +31,8 @@ def window(length: str, *, hop: str | None = None) -> Window:
         return Window("lifetime", ENDLESS, ENDLESS)
     size = milliseconds(length)
     step = default_hop(size) if hop is None else milliseconds(hop)
+    if hop is None and step > size:
+        raise DefinitionError(f'window "{length}": shorter than any default hop; give it one, such as hop="100ms"')
     if step > size:
         raise DefinitionError(f'window "{length}": hop "{hop}" is wider than the window; choose a smaller one')
     return Window(length, size, step)

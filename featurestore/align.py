@@ -88,6 +88,11 @@ class Aligner:
         """How many events of the partition are waiting."""
         return self._queues[partition].events
 
+    @property
+    def empty(self) -> bool:
+        """Whether everything that was pushed has been taken."""
+        return not any(queue.parts for queue in self._queues.values())
+
     def waiting(self) -> list[Partition]:
         """Partitions with nothing buffered on which the rest waits."""
         return [p for p, queue in self._queues.items() if not queue.events and not queue.drained]

@@ -21,6 +21,7 @@ from featurestore.keys import encode_entity
 from featurestore.plan import Plan
 from featurestore.sources import Source
 
+_INT_MAX = np.iinfo(np.int64).max
 META = {"_partition": pl.Int32(), "_offset": pl.Int64(), "_timestamp": pl.Int64(), "_time": pl.Int64()}
 
 
@@ -70,13 +71,16 @@ def lane_inputs(plan: Plan, frame: pl.DataFrame) -> Inputs:
 
 def entity_codes(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.int64], list[bytes]]:
     """For each row the position of its entity in the list of distinct encoded keys; -1 where a key column is null."""
-    parts = [frame[key].to_arrow().dictionary_encode() for key in keys]
-    codes = np.zeros(len(frame), np.int64)
+    codes, width = np.zeros(len(frame), np.int64), 1  # codes lie below the width
     null = np.zeros(len(frame), np.bool_)
-    for part in parts:
+    for key in keys:
+        part = frame[key].to_arrow().dictionary_encode()
         indices = part.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         null |= indices < 0
-        codes = codes * max(len(part.dictionary), 1) + indices
+        if width * len(part.dictionary) > _INT_MAX:
+            codes, width = np.unique(codes, return_inverse=True)[1].reshape(-1), len(frame)
+        codes = codes * len(part.dictionary) + np.maximum(indices, 0)
+        width *= len(part.dictionary)
     codes[null] = -1
     distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     skip = int(len(distinct) > 0 and distinct[0] < 0)

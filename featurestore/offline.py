@@ -45,7 +45,7 @@ _PLAIN = {
 
 
 class _Footer(NamedTuple):
-    """What a file says of itself: it holds every row of its cell below offset `next`, read from the feed below `feed`."""
+    """What a file says of itself: it holds every row of its cell below offset `next`; go on in the feed at `feed`."""
 
     next: int
     size: int
@@ -85,8 +85,8 @@ class GridWriter:
 
         Raises `GapError` when the table begins after `self.next`, `DataError` for rows out of order or not below
         `next`, `FormatError` for a column that changed its type, `FencedError` when another writer is ahead of this
-        one, and `StateError` when the disk refuses. What lies below `self.next` has been taken then, and the call may be
-        repeated.
+        one, and `StateError` when the disk refuses. What lies below `self.next` has been taken then, and the call may
+        be repeated.
         """
         offsets = _offsets(table, next)
         begins = start if start is not None else int(offsets[0]) if len(offsets) else next
@@ -119,7 +119,7 @@ class GridWriter:
             cut = int(np.searchsorted(offsets, end))
             self._write(cell, [*self._rows, rows.slice(done, cut - done)], end, None)
             # Only now: should the disk refuse, the same rows may be given again.
-            self._rows, self.next, done, cell = [], end, cut, cell + 1
+            self._rows, self.next, done, cell = [rows.slice(0, 0)], end, cut, cell + 1
         self._rows.append(rows.slice(done))
         self.next = upto
 
@@ -237,6 +237,8 @@ def _encoded(table: pa.Table, footer: _Footer, compression: str) -> pa.Buffer:
 
 
 def _joined(tables: Sequence[pa.Table], path: Path) -> pa.Table:
+    # An empty table is there for its schema, which counts only where there are no rows.
+    tables = [table for table in tables if table.num_rows] or tables[-1:]
     try:
         # One chunk a column: the writer starts a new page at every chunk.
         return pa.concat_tables(tables, promote_options="default").combine_chunks()

@@ -120,6 +120,6 @@ def run_worker(worker: Worker, settings: Settings, beside: Callable[[App], objec
         worker.receive,
         delivery=delivery,
         session_timeout_ms=settings.session_timeout_ms,
+        alone=worker.options.until_end,
     )
-    worker.app = app
     run(app, worker.main)

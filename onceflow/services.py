@@ -6,7 +6,7 @@ by then. Live, it is a process of its own, and the worker follows the model that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +94,14 @@ class ReplayService(_Predictor):
         self.loop.advance({partition: end for partition, (_, end) in chunk.spans.items() if partition[0] in topics})
         return _published(asked, answers)
 
-    def checkpoint(self) -> None:
-        """Write the snapshot."""
+    def checkpoint(self) -> Callable[[], None]:
+        """What writes the snapshot of now."""
+        data = snapshot.encode(self.loop.dump())
+        return lambda: self._write(data)
+
+    def _write(self, data: bytes) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        snapshot.write(self._file, self.loop.dump())
+        snapshot.write_bytes(self._file, data)
 
 
 class LiveService(_Predictor):
@@ -120,8 +124,13 @@ class LiveService(_Predictor):
             return rows
         return _published(rows, self._champion.answers(rows))
 
-    def checkpoint(self) -> None:
+    def checkpoint(self) -> Callable[[], None]:
         """Nothing is kept here."""
+        return _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 class Champion:

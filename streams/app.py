@@ -24,11 +24,11 @@ from streams.transport import Batch, Delivery, batch_topic
 
 __all__ = ["App", "Main", "build_app", "run", "run_app"]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
 Receive = Callable[[Batch], Awaitable[None]]
 REMIND = 30.0
-"""Seconds between two lines about a broker that is away."""
+"""Seconds until the same line about Kafka is logged again."""
 
 
 class _Boot(BootStrategy):  # type: ignore[misc]
@@ -38,15 +38,12 @@ class _Boot(BootStrategy):  # type: ignore[misc]
 
 
 class _Recovery(Recovery):  # type: ignore[misc]
-    logger = Recovery.logger
-
     async def _wait(self, coro: Any, timeout: Any = None) -> None:  # noqa: ANN401, ARG002, ASYNC109
         # To Faust a seek that takes too long is a service that was stopped: it would wait for ever, without a word.
         await super()._wait(coro)
 
 
 class _Tables(TableManager):  # type: ignore[misc]
-    logger = TableManager.logger
     _recovery: Recovery | None = None
 
     async def on_start(self) -> None:
@@ -65,8 +62,8 @@ class App(faust.App):  # type: ignore[misc]
     """A Faust app whose topics deliver batches as its `delivery` says."""
 
     BootStrategy = _Boot
-    logger = faust.App.logger
     delivery: Delivery
+    alone: bool
 
     async def on_first_start(self) -> None:
         """Make no directories: nothing is kept on disk."""
@@ -84,6 +81,7 @@ def build_app(
     delivery: Delivery | None = None,
     session_timeout_ms: int = 10_000,
     instance: str | None = None,
+    alone: bool = False,
     credentials: Any = None,  # noqa: ANN401 - faust.SASLCredentials, faust.SSLCredentials and the like
 ) -> App:
     """Return an app of consumer group `group` that hands every batch of `topics` to `receive`.
@@ -91,7 +89,8 @@ def build_app(
     `kafka` is `host:port`, or several separated by commas. `receive` is called for one batch a topic at a time and
     must return soon: to slow a partition down, hold it. `session_timeout_ms` is how long a dead worker's partitions
     stay unowned. `instance` names this worker for Kafka (static membership): when it starts again within that
-    time it gets its partitions back at once, without a rebalance; two workers must not use one name.
+    time it gets its partitions back at once, without a rebalance; two workers must not use one name. An app that is
+    `alone` takes all partitions without asking the group: it starts at once, also after it was killed.
     """
     session = session_timeout_ms / 1000
     rebalance = max(2 * session, 20.0)
@@ -116,6 +115,7 @@ def build_app(
         agent_supervisor=CrashingSupervisor,
         TableManager=_Tables,
     )
+    app.alone = alone
     app.delivery = delivery or Delivery()
     _hear(kafka)
     for name in topics:
@@ -190,17 +190,21 @@ class _Broker(logging.Handler):
     def __init__(self, kafka: str) -> None:
         super().__init__(logging.WARNING)
         self.kafka = kafka
-        self.said = -REMIND
+        self.said: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass on what is worth a line."""
         message = record.getMessage()
         if message.startswith(self.AWAY):
-            if time.monotonic() - self.said >= REMIND:
-                self.said = time.monotonic()
-                log.warning("cannot reach Kafka at %s, retrying", self.kafka)
+            self._say(f"cannot reach Kafka at {self.kafka}, retrying")
         elif not message.startswith(self.FOLLOWING):
-            log.warning("%s: %s", record.name, message)
+            self._say(f"{record.name}: {message}")
+
+    def _say(self, message: str) -> None:
+        now = time.monotonic()
+        if now - self.said.get(message, -REMIND) >= REMIND:
+            self.said[message] = now
+            log.warning("%s", message)
 
 
 class _Service(logging.Handler):
@@ -213,8 +217,12 @@ class _Service(logging.Handler):
 
 
 def _hear(kafka: str) -> None:
-    """Let aiokafka, Faust and mode speak through this module's logger only."""
-    for name, handler in (("aiokafka", _Broker(kafka)), ("faust", _Service(logging.WARNING)), ("mode", _Service(30))):
+    """Let aiokafka, and the services of Faust, speak through one logger only."""
+    service = _Service(logging.WARNING)
+    handlers = {"aiokafka": _Broker(kafka)} | dict.fromkeys(
+        ("faust", "mode", "streams.app", "streams.transport"), service
+    )
+    for name, handler in handlers.items():
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False

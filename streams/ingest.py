@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import polars as pl
 
 from featurestore.decoding import decode_json
 from featurestore.frames import event_frame
+from featurestore.keys import MAX_VALUE_BYTES
 from featurestore.sources import Source
 from streams.messages import Message, rejected
 from streams.transport import Batch
@@ -22,8 +24,8 @@ class Ingested:
     rejects: list[tuple[str, Message]]
 
 
-def ingested(source: Source, batch: Batch, now: int | None) -> Ingested:
-    """Decode a batch of `source`.
+def ingested(source: Source, batch: Batch, now: int | None, entities: Sequence[str] = ()) -> Ingested:
+    """Decode a batch of `source`. `entities` are text columns that become keys, and may be only so long.
 
     An event later than `now` plus the source's lead is refused as from the future. Without `now` (in a replay) the
     record's own Kafka timestamp stands for it: a year of history has silent hours, so that the newest event seen so
@@ -36,8 +38,14 @@ def ingested(source: Source, batch: Batch, now: int | None) -> Ingested:
     future = times > present + source.max_lead_ms
     for row, time in zip(decoded.rows[future].tolist(), times[future].tolist(), strict=True):
         refused.append((row, "future", f"event time {time} is more than {source.max_lead} ahead"))
-    rows = decoded.rows[~future]
-    good = decoded.frame.filter(pl.Series(~future)) if future.any() else decoded.frame
+    bad = future
+    for column in entities:
+        long = (decoded.frame[column].str.len_bytes().fill_null(0) > MAX_VALUE_BYTES).to_numpy()
+        detail = f"{column!r} names an entity and is longer than {MAX_VALUE_BYTES} bytes"
+        refused += [(row, "oversized", detail) for row in decoded.rows[long & ~bad].tolist()]
+        bad = bad | long
+    rows = decoded.rows[~bad]
+    good = decoded.frame.filter(pl.Series(~bad)) if bad.any() else decoded.frame
     events = event_frame(source, good, batch.partition, batch.offsets[rows], batch.timestamps[rows])
     raw = pl.Series("_raw", [batch.values[row] for row in rows.tolist()], dtype=pl.Binary)
     return Ingested(

@@ -68,12 +68,12 @@ class Mirror:
     def _take(self, batch: Batch) -> None:
         writer = self._writer(batch.topic, batch.partition)
         for table, start, end in self._feeds[batch.topic][1](batch):
-            if start is not None and start > writer.next and writer.started:
+            if start is not None and start > writer.next > 0:
                 raise GapError(
                     f"{batch.topic}:{batch.partition} goes on at source offset {start}, the mirror ends at {writer.next}: "
                     f"messages are missing; rebuild it with `onceflow backfill`"
                 )
-            writer.append(table, end, feed=batch.next)
+            writer.append(table, end, feed=batch.next, start=writer.next)
 
     def _writer(self, topic: str, partition: int) -> GridWriter:
         if (topic, partition) not in self._writers:

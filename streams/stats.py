@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ class Stats:
     states: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     late: int = 0
-    seconds: Counter[str] = field(default_factory=Counter)  # by stage of the work
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by stage of the work
     first_at: float | None = None
     last_at: float | None = None
     stream_time: int | None = None

@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     IllegalStateError,
     KafkaConnectionError,
@@ -34,96 +35,29 @@ from aiokafka.errors import (
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
-from faust import Schema
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
-from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from featurestore.errors import ConfigError, StateError
+from streams.batches import TP, Batch, BatchSchema, Delivery
 
 __all__ = ["TP", "Batch", "BatchSchema", "Consumer", "Delivery", "Transport", "batch_topic", "end_offsets"]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
 COMMIT_TIMEOUT = 2.0
 """Seconds that a commit may take: it only shows the lag, so it must not hold up a rebalance or a stop."""
 FETCH_WAIT_MS = 100
 """How long the broker may wait for data: a partition that is released must wait for the request under way."""
+FETCH_PATIENCE = 2.0
+"""Seconds that a first fetch may take before a position is taken to be refused."""
 PREFETCH_BACKOFF = 0.01
 """Seconds that data not taken yet, because its partition is held, delays the others of the same broker."""
+BEYOND = 10.0
+"""Seconds that a log may end before the position: a new leader may lag, a topic created again is another one."""
 RETRY = 1.0
 """Seconds between attempts to reach a broker."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one fetch brought of one partition: rows in offset order, possibly none.
-
-    `start <= offset < next` for every row. The intervals `[start, next)` tile the partition in delivery order, also
-    where offsets are missing (compaction, transaction markers), so a sink that stores `next` can tell a batch that
-    was replayed from one that was lost. A batch without rows says that nothing readable lies in its interval.
-    """
-
-    topic: str
-    partition: int
-    start: int
-    next: int
-    offsets: np.ndarray[Any, np.dtype[np.int64]]
-    timestamps: np.ndarray[Any, np.dtype[np.int64]]
-    """Kafka's record timestamps, ms."""
-    keys: list[bytes | None]
-    values: list[bytes | None]
-    headers: list[tuple[tuple[str, bytes], ...]] | None = None
-    """One tuple of pairs a row; None unless the topic asks for headers."""
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-
-async def _from_the_beginning(_tps: frozenset[TP]) -> Mapping[TP, int | None]:
-    return {}
-
-
-async def _nothing(_tps: Any) -> None:  # noqa: ANN401 - stands in for two different callbacks
-    pass
-
-
-@dataclass(slots=True)
-class Delivery:
-    """What the app has to say about the delivery of its partitions. All callbacks run in the app's event loop."""
-
-    positions: Callable[[frozenset[TP]], Awaitable[Mapping[TP, int | None]]] = _from_the_beginning
-    """Asked for newly assigned partitions: the offset to start each one at; None or absent: the start of its log.
-
-    May be cancelled when another rebalance begins. An error stops the app with that error.
-    """
-    assigned: Callable[[Mapping[TP, int]], Awaitable[None]] = _nothing
-    """Told where each newly assigned partition starts, before the first batch flows. Errors as above."""
-    revoked: Callable[[frozenset[TP]], Awaitable[None]] = _nothing
-    """Told of partitions about to be given away, after the last batch: at every rebalance (of all partitions, also of
-    those that come back) and at a clean stop, not when the app fails. `Consumer.done` still counts until it returns.
-    """
-    max_records: int = 20_000
-    """Rows in a batch, at most."""
-    interval: float = 0.01
-    """Seconds between fetches, at least: what it adds to latency at low rates it saves in CPU time."""
-
-
-class BatchSchema(Schema):  # type: ignore[misc]
-    """Marks a topic as delivered by the batch; `headers` says whether record headers are kept."""
-
-    def __init__(self, *, headers: bool = False) -> None:
-        super().__init__(key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
-        self.headers = headers
-
-    def compile(self, app: Any, **_: Any) -> Callable[..., Awaitable[Any]]:  # noqa: ANN401 - Faust is untyped
-        """Return Faust's decoder: the value is a `Batch` already."""
-
-        async def decode(message: Any, *, propagate: bool = False) -> Any:  # noqa: ANN401, ARG001
-            return app.create_event(None, message.value, message.headers, message)
-
-        return decode
 
 
 def batch_topic(app: Any, name: str, *, maxsize: int = 16, headers: bool = False) -> Any:  # noqa: ANN401
@@ -135,27 +69,29 @@ def batch_topic(app: Any, name: str, *, maxsize: int = 16, headers: bool = False
 
 
 async def end_offsets(consumer: Consumer, tps: Iterable[TP]) -> dict[TP, int]:
-    """Return the offset after the last readable record of each partition.
+    """Return the offset after the last readable record of each partition, which must be assigned.
 
     A partition is drained when a batch with `next` at or above this offset has been handled, or when it starts there:
     batches reach over trailing transaction markers. An open transaction ends the readable part.
     """
-    ends: Mapping[TP, int] = await consumer.highwaters(*tps)
-    return dict(ends)
+    tps = set(tps)
+    ends = dict(await consumer.highwaters(*tps))
+    for tp in tps:
+        # Tansu answers the request for the end with the start of the last batch, but knows better in every fetch.
+        while (fetched := consumer.fetched_end(tp)) is None:  # noqa: ASYNC110 - aiokafka has no event for it
+            await asyncio.sleep(0.02)
+        ends[tp] = max(ends[tp], fetched)
+    return ends
 
 
-def _checked(tp: TP, stored: int | None, first: int, end: int) -> int:
-    if stored is None:
-        return first
-    if first <= stored <= end:
-        return stored
+def _lost(tp: TP, position: int, first: int, end: int) -> StateError:
     why = (
         "the records in between are gone (retention is shorter than the worker was away)"
-        if stored < first
-        else "the topic was deleted and created again, or lost its newest records"
+        if position < first
+        else "the topic was deleted and created again, or its broker lost data"
     )
-    raise StateError(
-        f"{tp.topic}[{tp.partition}]: the stored position is {stored}, but Kafka has offsets {first} to {end}: {why}. "
+    return StateError(
+        f"{tp.topic}[{tp.partition}]: the stored position is {position}, but Kafka has {first} to {end}: {why}. "
         f"Backfill the views of this topic from its archive, or delete their state to start again at {first}.",
     )
 
@@ -173,10 +109,9 @@ class _Wanted:
 class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """The thread that talks to Kafka: it cuts what was fetched to batches that tile their partition."""
 
-    logger = driver.logger
-
     def __init__(self, consumer: Consumer, **options: Any) -> None:  # noqa: ANN401
         self._next: dict[TP, int] = {}  # where the next batch of each partition starts
+        self._beyond: dict[TP, float] = {}  # since when the log of a partition has ended before its position
         super().__init__(consumer, **options)
 
     async def on_start(self) -> None:
@@ -199,10 +134,42 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer._isolation_level = "read_committed"
         consumer._auto_offset_reset = "none"  # anything else skips what retention took, without a word
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        # Range gives one member the same partition numbers of all topics, whose keys often agree.
+        consumer._partition_assignment_strategy = (RangePartitionAssignor,)
         return consumer
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        """Join the group, or take all partitions."""
+        if self.app.alone:
+            await self.call_thread(self._take_all, sorted(topics))
+        else:
+            await super().subscribe(topics)
+
+    def _take_all(self, topics: list[str]) -> None:
+        self.add_future(self._own(topics))
+
+    async def _own(self, topics: list[str]) -> None:
+        """Take all partitions, and again whenever there are more."""
+        consumer, owned = self._ensure_consumer(), set[TP]()
+        await consumer._client.set_topics(topics)
+        while not self.should_stop:
+            found = {TP(topic, at) for topic in topics for at in consumer.partitions_for_topic(topic) or ()}
+            if found != owned:
+                await self._reassign(consumer, owned, found)
+                owned = found
+            await self.sleep(RETRY)
+
+    async def _reassign(self, consumer: Any, old: set[TP], new: set[TP]) -> None:  # noqa: ANN401
+        self.app.on_rebalance_start()
+        if old:
+            await self.on_partitions_revoked(old)
+        consumer.assign([driver.ensure_aiokafka_TP(tp) for tp in new])
+        self.app.consumer_generation_id += 1
+        await self.on_partitions_assigned(new, self.app.consumer_generation_id)
 
     async def _seek_wait(self, consumer: Any, partitions: Mapping[TP, int]) -> None:  # noqa: ANN401
         self._next = dict(partitions)
+        self._beyond.clear()
         await super()._seek_wait(consumer, partitions)
 
     async def _fetch_records(
@@ -217,28 +184,43 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         except NoOffsetForPartitionError:
             return {}  # left from before the partition was sought
         except OffsetOutOfRangeError as error:
-            self._refuse(error)
+            await self._refuse(consumer, error.args[0])
             return {}
         return self._cut(consumer._subscription.subscription, records)
 
-    def _refuse(self, error: OffsetOutOfRangeError) -> None:
-        """Fail on a position that Kafka has lost, unless it is not ours (Kafka's own, from before the seek)."""
-        for tp, offset in error.args[0].items():
-            if self._next.get(tp) == offset:
-                raise StateError(
-                    f"{tp.topic}[{tp.partition}]: Kafka no longer has offset {offset}, which comes next: retention "
-                    "overtook the worker, or the topic was recreated. Start the worker again: it will say which.",
-                )
+    async def _refuse(self, consumer: Any, positions: Mapping[TP, int]) -> None:  # noqa: ANN401
+        """Fail on positions that Kafka has lost, unless they are Kafka's own, from before the seek."""
+        for tp, position in positions.items():
+            if self._next.get(tp) == position:
+                first, end = await consumer.beginning_offsets([tp]), await consumer.end_offsets([tp])
+                raise _lost(tp, position, first[tp], end[tp])
 
     def _cut(self, subscription: Any, records: Mapping[TP, list[Any]]) -> dict[TP, list[Batch]]:  # noqa: ANN401
         """Cut to batches all that lies between the last cut and the position of the fetcher."""
         batches = {}
         for tp, start in self._next.items():
             state = subscription.assignment.state_value(tp)
-            if state is not None and state.has_valid_position and state.position > start:
+            if state is None or not state.has_valid_position:
+                continue
+            self._check_end(tp, state)
+            if state.position > start:
                 batches[tp] = list(self._batches(tp, start, state.position, records.get(tp, [])))
                 self._next[tp] = state.position
         return batches
+
+    def _check_end(self, tp: TP, state: Any) -> None:  # noqa: ANN401
+        """Fail when the log has ended before the position for long: not all brokers say that this is out of range."""
+        if state.lso is None or state.lso >= state.position:
+            self._beyond.pop(tp, None)
+        elif time.monotonic() - self._beyond.setdefault(tp, time.monotonic()) > BEYOND:
+            raise _lost(tp, state.position, 0, state.lso)
+
+    def fetched_end(self, tp: TP) -> int | None:
+        """Return the end of the readable log as the last fetch saw it; None before the first fetch."""
+        assignment = self._ensure_consumer()._subscription.subscription.assignment
+        state = assignment and assignment.state_value(tp)
+        end: int | None = state and state.lso
+        return end
 
     def _batches(self, tp: TP, start: int, end: int, rows: list[Any]) -> Iterator[Batch]:
         size = self.app.delivery.max_records
@@ -282,8 +264,6 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 class Consumer(driver.Consumer):  # type: ignore[misc]
     """Faust's consumer, delivering batches from the app's own positions. Its methods belong to the app's event loop."""
 
-    logger = driver.logger
-
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
         self.header_topics: frozenset[str] = frozenset()
         self._wanted = _Wanted(self)
@@ -301,6 +281,11 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Deliver a held partition again."""
         self._held.discard(tp)
         self._thread.wake()
+
+    def fetched_end(self, tp: TP) -> int | None:
+        """Return the end of the readable log as the last fetch saw it; None before the first fetch."""
+        end: int | None = self._thread.fetched_end(tp)
+        return end
 
     def done(self, tp: TP, next_offset: int) -> None:
         """Say that all before `next_offset` is safe in the sink: committed to Kafka within about a second."""
@@ -333,8 +318,11 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     async def _start(self, tps: frozenset[TP]) -> Mapping[TP, int]:
         stored = await self.app.delivery.positions(tps)
         first, end = await self._bounds(tps)
-        starts = {tp: _checked(tp, stored.get(tp), first[tp], end[tp]) for tp in tps}
+        starts = {tp: first[tp] if (at := stored.get(tp)) is None else at for tp in tps}
         await self.seek_wait(starts)
+        for tp, at in starts.items():
+            if at < first[tp] or (at > end[tp] and at > await self._seen_end(tp, end[tp])):
+                raise _lost(tp, at, first[tp], end[tp])
         await self.app.delivery.assigned(starts)
         return starts
 
@@ -344,6 +332,13 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
                 return await self.earliest_offsets(*tps), await self.highwaters(*tps)
             except KafkaTimeoutError:
                 log.debug("no offsets yet")  # the broker is away: the next attempt waits for it
+
+    async def _seen_end(self, tp: TP, listed: int) -> int:
+        """Return the end that a fetch sees, or the listed one where Kafka refuses the fetch (see `end_offsets`)."""
+        try:
+            return (await asyncio.wait_for(end_offsets(self, [tp]), FETCH_PATIENCE))[tp]
+        except TimeoutError:
+            return listed
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Stop the flow, let the app finish, then give the partitions away."""

@@ -54,7 +54,10 @@ MOVES = st.sampled_from(
     [-7_200_001, -3_600_000, -60_001, -10_001, -1_000, -1, 0, 0, 0, 1, 999, 1_000, 5_000, 3_600_000]
 )
 TIMES = st.builds(
-    lambda base, move, near: NOON + base + move + near, st.sampled_from([0, 0, 90_000]), MOVES, st.integers(-1, 1)
+    lambda base, move, near: NOON + base + move + near,
+    st.sampled_from([0, 0, 0, 90_000]),
+    MOVES,
+    st.sampled_from([0, 0, 0, 1, -1]),
 )
 EVENTS = st.builds(
     event,
@@ -238,6 +241,13 @@ def test_the_deviation_of_large_neighbours_is_exact(column):
     values = [10**9, 10**9 + 1, 10**9 + 2]
     do(state, numbered(event(NOON + 120_000 * n, **{column: value}) for n, value in enumerate(values)))
     assert read(state, as_of=NOON) == {"std_1h": 1.0}
+
+
+def test_first_and_last_go_by_time_then_partition_then_offset():
+    state = state_of(made({"first": First("i"), "last": Last("i")}, windows=["5s", "lifetime"]))
+    events = [(0, 2), (0, 2), (1, 1), (1, 0), (1, 1), (0, 1), (0, 0), (0, 0), (1, 0)]
+    do(state, numbered(event(NOON + time, partition=p, i=i) for i, (time, p) in enumerate(events)))
+    assert read(state) == {"first_5s": 6, "last_5s": 4, "first_lifetime": 6, "last_lifetime": 4}
 
 
 def test_an_integer_sum_that_would_overflow_is_refused_whole_and_its_neighbours_stay_exact():

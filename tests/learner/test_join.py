@@ -7,7 +7,9 @@ from learner.join import LabelJoin
 WAIT = 10
 KEYS = st.sampled_from(["a", "b", "c", "d", None])
 events = st.lists(
-    st.tuples(st.sampled_from("pl"), KEYS, st.integers(0, 40), st.sampled_from([0.0, 1.0, 1.0, None, float("nan"), 0.5])),
+    st.tuples(
+        st.sampled_from("pl"), KEYS, st.integers(0, 40), st.sampled_from([0.0, 1.0, 1.0, None, float("nan"), 0.5])
+    ),
     max_size=60,
 )
 

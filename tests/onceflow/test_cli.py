@@ -6,8 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -46,7 +46,9 @@ def test_every_option_and_argument_says_what_it_is(command):
 
 
 def test_help_imports_nothing_heavy():
-    script = "import sys; from onceflow.cli import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    script = (
+        "import sys; from onceflow.cli import app; app(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     for heavy in ("polars", "numpy", "pydantic", "confluent_kafka", "redis", "faust", "river", "featurestore"):
         assert f"'{heavy}'" not in loaded
@@ -81,7 +83,9 @@ def test_an_error_nobody_expected_keeps_its_traceback(monkeypatch):
     assert isinstance(run("check", "-m", "x").exception, ZeroDivisionError)
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["check"], ["produce", "t"], ["worker", "-m", "x", "--mode", "fast"]])
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["check"], ["produce", "t"], ["worker", "-m", "x", "--mode", "fast"]]
+)
 def test_misuse_exits_with_2(arguments):
     assert run(*arguments).exit_code == 2
 
@@ -161,7 +165,7 @@ def test_up_tells_when_a_server_dies():
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
         assert up.stdout.readline().startswith("export ONCEFLOW_KAFKA=127.0.0.1:")
         children = descendants(up.pid)
-        store = next(pid for pid in children if "redis-server" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0])
+        store = next(pid for pid in children if psutil.Process(pid).name() == "redis-server")
         os.kill(store, signal.SIGKILL)
         errors = up.communicate(timeout=20)[1]
     assert up.returncode == 1
@@ -177,5 +181,4 @@ def test_up_refuses_a_port_in_use(embedded_pair):
 
 
 def descendants(pid: int) -> list[int]:
-    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return found + [deeper for child in found for deeper in descendants(child)]
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]

@@ -1,0 +1,196 @@
+"""What a turn of the worker computes: features and predictions of a chunk, and what must be stored of them.
+
+No I/O happens here. A `Turn` says what to send and what to commit; the worker does it in the right order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import polars as pl
+
+from featurestore.align import Chunk, Partition
+from featurestore.definitions import View
+from featurestore.flow import Flow, ViewOutput
+from featurestore.stores import Commit, Position, Request
+from featurestore.times import ENDLESS
+from streams.messages import Message, feature_messages, late, prediction_messages, rejected
+from streams.processor import Processor
+from streams.stats import Stats
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The outcome of a chunk: messages to send, then checkpoints to write, then states to commit, in this order."""
+
+    chunk: Chunk
+    messages: Sequence[Message]
+    checkpoints: Sequence[Callable[[], None]]
+    commits: Sequence[Commit]
+
+
+class Work:
+    """Views and processors, and how far each has come in each partition. `owner` is the worker's token."""
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        processors: Sequence[Processor],
+        partitions: Mapping[str, int],
+        owner: str,
+        stats: Stats,
+    ) -> None:
+        reads = [read for processor in processors for read in processor.reads]
+        self._flow = Flow(views, reads, partitions)
+        self._processors = processors
+        self._owner = owner
+        self._stats = stats
+        self._predicted: dict[tuple[str, Partition], int] = {}  # by processor key: first offset not predicted on
+        self._owned: set[Partition] = set()
+
+    def keys(self, partition: Partition) -> list[str]:
+        """The identities under which the online store keeps positions of a source partition."""
+        views = [key for key, view in self._flow.views.items() if view.source.name == partition[0]]
+        return views + [x.key for x in self._processors if x.key is not None and x.on.name == partition[0]]
+
+    def begin(self, key: str, partition: Partition, position: Position | None) -> None:
+        """Go on with a partition where the online store says."""
+        self._owned.add(partition)
+        if key in self._flow.views:
+            self._flow.begin(key, partition, None if position is None else (position.next, position.clock))
+        elif position is not None:
+            self._predicted[key, partition] = position.next
+
+    def kept(self, partition: Partition) -> list[int | None]:
+        """Positions in the partition of the processors that keep their own; None: it has seen nothing of it yet."""
+        takers = [x for x in self._processors if x.key is None and partition[0] in {s.name for s in x.sources}]
+        return [processor.positions().get(partition) for processor in takers]
+
+    def lookups(
+        self, chunk: Chunk
+    ) -> tuple[list[Request], Callable[[Sequence[Sequence[Sequence[bytes | None]]]], None]]:
+        """Prepare the chunk: what must be read from the online store first, and where its answers go."""
+        wanted = {p: at for x in self._processors for p, at in self._positions(x, chunk).items()}
+        for view in self._flow.views.values():
+            for p in range(self._flow.states[view.key].partitions):
+                if (view.source.name, p) not in self._owned:
+                    self._flow.states[view.key].stale(p)  # another worker writes there
+        with self.timed("prepare"):
+            pairs = self._flow.lookups(chunk, wanted)
+        requests, places = [], []
+        for key, missing in pairs.items():
+            state, topic = self._flow.states[key], self._flow.views[key].source.name
+            for partition in sorted({p for _, p in missing}):
+                entities = [e for e, p in missing if p == partition]
+                requests.append(Request(key, topic, [partition], [state.names[e] for e in entities]))
+                places.append((state, partition, entities))
+
+        def load(answers: Sequence[Sequence[Sequence[bytes | None]]]) -> None:
+            for (state, partition, entities), blobs in zip(places, answers, strict=True):
+                for entity, (blob,) in zip(entities, blobs, strict=True):
+                    state.load(entity, partition, blob)
+
+        return requests, load
+
+    def turn(self, chunk: Chunk, now: int, *, publish: bool) -> Turn:
+        """Fold, read and predict over a prepared chunk. With `publish`, online writes are sent too."""
+        views = {
+            (key, p): self._flow.next_offset(key, p)
+            for key, view in self._flow.views.items()
+            for p in chunk.spans
+            if p[0] == view.source.name
+        }
+        with self.timed("fold"):
+            outputs = self._flow.run(chunk, emit=publish)
+        with self.timed("predict"):
+            reads = {read: frame for output in outputs.values() for read, frame in output.reads.items()}
+            predictions = [(x, x.process(chunk, reads)) for x in self._processors]
+            checkpoints = [x.checkpoint() for x in self._processors]
+        spans = {at: _span(chunk, at[1], before) for at, before in views.items()}
+        with self.timed("encode"):
+            commits = [*self._view_commits(spans, now), *self._prediction_commits(chunk)]
+        with self.timed("messages"):
+            messages = list(self._messages(outputs, predictions, spans, publish=publish))
+        return Turn(chunk, messages, checkpoints, commits)
+
+    def _positions(self, processor: Processor, chunk: Chunk) -> dict[Partition, int]:
+        """From where on the processor wants its reads."""
+        mine = [p for p in chunk.spans if p[0] == processor.on.name]
+        if processor.key is None:
+            return {p: processor.positions().get(p, 0) for p in mine}
+        return {p: self._predicted.get((processor.key, p), 0) for p in mine}
+
+    def _view_commits(self, spans: Mapping[tuple[str, Partition], tuple[int, int]], now: int) -> Iterator[Commit]:
+        changes = {(key, c.partition): c for key, changed in self._flow.changes().items() for c in changed}
+        for (key, partition), (start, end) in spans.items():
+            if start < end:
+                change = changes.get((key, partition[1]))
+                entities, blobs = (change.entities, change.blobs) if change is not None else ([], [])
+                clock = self._flow.states[key].clock(partition[1])
+                ttl = _ttl(self._flow.views[key], clock, now)
+                yield Commit(key, *partition, self._owner, start, end, clock or 0, entities, blobs, ttl)
+
+    def _prediction_commits(self, chunk: Chunk) -> Iterator[Commit]:
+        for processor in self._processors:
+            for partition in chunk.spans:
+                if processor.key is not None and partition[0] == processor.on.name:
+                    start, end = _span(chunk, partition, self._predicted.get((processor.key, partition)))
+                    if start < end:
+                        self._predicted[processor.key, partition] = end
+                        yield Commit(processor.key, *partition, self._owner, start, end, 0, [], [])
+
+    def _messages(
+        self,
+        outputs: Mapping[str, ViewOutput],
+        predictions: Sequence[tuple[Processor, pl.DataFrame]],
+        spans: Mapping[tuple[str, Partition], tuple[int, int]],
+        *,
+        publish: bool,
+    ) -> Iterator[Message]:
+        for key, output in outputs.items():
+            view = self._flow.views[key]
+            yield from self._refusals(view, output)
+            if publish:
+                covered = {p: span for (k, p), span in spans.items() if k == key and span[0] < span[1]}
+                yield from feature_messages(view, output.events, covered)
+        for processor, frame in predictions:
+            self._stats.predictions += len(frame)
+            if len(frame):
+                yield from prediction_messages(processor.name, frame)
+
+    def _refusals(self, view: View, output: ViewOutput) -> Iterator[Message]:
+        topic = view.source.name
+        for partition, offset, value in _records(output.late):
+            self._stats.late += 1
+            yield late(topic, partition, offset, value, view.key)
+        for partition, offset, value in _records(output.overflowed):
+            self._stats.rejected["overflow"] += 1
+            yield rejected(topic, partition, offset, value, "overflow", f"an integer sum of {view.key} would overflow")
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time spent inside under `stage`."""
+        begun = time.perf_counter()
+        yield
+        self._stats.seconds[stage] += time.perf_counter() - begun
+
+
+def _records(frame: pl.DataFrame) -> Iterable[tuple[int, int, bytes]]:
+    return frame.select("_partition", "_offset", "_raw").iter_rows() if len(frame) else ()
+
+
+def _span(chunk: Chunk, partition: Partition, before: int | None) -> tuple[int, int]:
+    """What of the chunk's span is new to one that has come as far as `before`."""
+    start, end = chunk.spans[partition]
+    return (start if before is None else max(start, before)), end
+
+
+def _ttl(view: View, clock: int | None, now: int) -> int | None:
+    """How long a state must be kept (ms): while a window can see it. A stream that lags gets its lag on top."""
+    longest = max((f.window.length for f in view.stored if f.window is not None), default=0)
+    if longest >= ENDLESS:
+        return None
+    return longest + view.source.lateness_ms + (max(0, now - clock) if clock is not None else 0)
