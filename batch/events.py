@@ -48,7 +48,7 @@ def read_events(source: Source, path: Path, columns: Sequence[str] | None = None
     frames: list[pl.DataFrame] = []
     rows = 0
     for file in event_files(source, path):
-        frame = _read(file)
+        frame = _read(file, [*source.schema, *META])
         if "_offset" not in frame.columns:
             frame = frame.with_columns(pl.int_range(rows, rows + len(frame), dtype=pl.Int64).alias("_offset"))
         rows += len(frame)
@@ -123,9 +123,10 @@ def _number(folder: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def _read(file: Path) -> pl.DataFrame:
+def _read(file: Path, wanted: Sequence[str]) -> pl.DataFrame:
     try:
-        return pl.read_parquet(file, hive_partitioning=False)
+        there = pq.read_schema(file).names
+        return pl.read_parquet(file, columns=[name for name in there if name in wanted], hive_partitioning=False)
     except (pl.exceptions.PolarsError, pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file} cannot be read as Parquet: {error}") from error
 

@@ -25,7 +25,7 @@ COUNT, MEAN, VARIANCE, WEIGHT = range(4)
 RATE, BIAS_RATE, L2, CLIP, POSITIVE, NEGATIVE = range(6)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def logistic_predict(rows: Floats, table: Floats, bias: Floats) -> Floats:
     """Probabilities [n] of rows [n, f] under a table [4, f] and a bias [1]; NaN inputs contribute nothing."""
     count, width = rows.shape
@@ -40,7 +40,7 @@ def logistic_predict(rows: Floats, table: Floats, bias: Floats) -> Floats:
     return result
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def logistic_learn(rows: Floats, labels: Floats, table: Floats, bias: Floats, settings: Floats) -> None:
     """One pass over rows [n, f] in order, in place: each updates the running statistics, then takes one SGD step.
 
@@ -70,7 +70,7 @@ def logistic_learn(rows: Floats, labels: Floats, table: Floats, bias: Floats, se
         bias[0] -= settings[BIAS_RATE] * gradient
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _sigmoid(logit: float) -> float:
     if logit < -30.0:
         return 0.0
@@ -81,7 +81,7 @@ def _sigmoid(logit: float) -> float:
     return 0.5
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _gradient(logit: float, label: float, settings: Floats) -> float:
     sign, weight = (-1.0, settings[NEGATIVE]) if label == 0.0 else (1.0, settings[POSITIVE])
     z = logit * sign
@@ -97,7 +97,7 @@ def _gradient(logit: float, label: float, settings: Floats) -> float:
     return float(max(min(slope, limit), -limit))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def add_losses(probabilities: Floats, labels: Floats, sums: Floats) -> None:
     """Add log losses and squared errors to `sums`: [log loss, its compensation, squared error, its compensation]."""
     for i in range(len(labels)):
@@ -107,7 +107,7 @@ def add_losses(probabilities: Floats, labels: Floats, sums: Floats) -> None:
         _neumaier(sums, 2, (p - y) * (p - y))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _neumaier(sums: Floats, at: int, value: float) -> None:
     total = sums[at] + value
     if abs(sums[at]) >= abs(value):

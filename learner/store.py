@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConfigError, FormatError
@@ -139,7 +140,7 @@ def _checked(name: str, kind: str) -> str:
 
 def _place(folder: Path, version: int, data: bytes, meta: dict[str, Any]) -> bool:
     """Write a version aside and rename it into place; False when another publisher took the number first."""
-    temporary = folder / f".v{version:06d}.{os.getpid()}.tmp"
+    temporary = folder / f".v{version:06d}.{os.getpid()}.{threading.get_ident()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     snapshot.write_bytes(temporary / "model.bin", data)

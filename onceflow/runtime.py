@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -17,7 +15,7 @@ from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
 from onceflow.services import LiveService, ReplayService
 from onceflow.settings import Settings
-from streams.app import App, build_app, run
+from streams.app import build_app, run
 from streams.messages import feature_topic, prediction_topic
 from streams.mirror import Decode, Mirror, decode_features, predictions_decoder
 from streams.processor import Processor
@@ -109,7 +107,7 @@ def build_worker(definitions: Definitions, settings: Settings, *, until_end: boo
     )
 
 
-def run_worker(worker: Worker, settings: Settings, beside: Callable[[App], object] | None = None) -> None:
+def run_worker(worker: Worker, settings: Settings) -> None:
     """Run until it has ended, failed, or was told to stop."""
     topics = [*worker.sources, *worker.mirrored]
     delivery = Delivery(positions=worker.positions, assigned=worker.assigned, revoked=worker.revoked)

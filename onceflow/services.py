@@ -9,43 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
-from featurestore import ConfigError, View
 from featurestore.align import Chunk, Partition
 from featurestore.flow import Read
 from learner import Service, snapshot
 from learner.loop import ServiceLoop
-from learner.models import Model, compile_model
 from learner.store import ModelStore
-
-#: The alias of the model that serves.
-CHAMPION = "champion"
-
-_META = ("_partition", "_offset", "_time", "_step")
-
-
-def reads_of(service: Service) -> dict[View, Read]:
-    """What a service reads at each of its events, by view."""
-    return {view: Read(view, service.on.name, view.entity.keys, service.before) for view in service.views}
-
-
-def model_rows(service: Service, events: pl.DataFrame, features: Mapping[View, pl.DataFrame]) -> pl.DataFrame:
-    """A model's inputs for each event, by full name, with its `id`, `_effective` and the event's own meta columns.
-
-    `features` are each view's for the same events, in the same order.
-    """
-    columns = [events[name].cast(pl.Float64).alias(name) for name in service.columns]
-    effective = [events["_time"]]
-    for view, frame in features.items():
-        effective.append(frame["_effective"])
-        wanted = [(name, f"{view.name}:{name}") for name in view.outputs]
-        columns += [frame[name].cast(pl.Float64).alias(full) for name, full in wanted if full in service.inputs]
-    meta = [events[name] for name in _META if name in events.columns]
-    latest = pl.DataFrame({str(i): column for i, column in enumerate(effective)}).max_horizontal().alias("_effective")
-    rows = pl.DataFrame([*meta, events[service.id].cast(pl.String).alias("id"), latest, *columns])
-    return rows.select("id", "_effective", *(column.name for column in meta), *service.inputs)
+from serving.predictor import CHAMPION, META, Champion, model_rows, reads_of
 
 
 class _Predictor:
@@ -99,6 +70,15 @@ class ReplayService(_Predictor):
         data = snapshot.encode(self.loop.dump())
         return lambda: self._write(data)
 
+    def publish(self, store: ModelStore) -> int:
+        """Put the model as it is now into the store, as champion; returns its version there."""
+        summary = self.loop.summary()
+        positions = [[topic, partition, offset] for (topic, partition), offset in sorted(self.loop.positions.items())]
+        lineage = {"views": [view.key for view in self.service.views], "positions": positions}
+        version = store.publish(self.name, self.loop.model, lineage, summary)
+        store.alias(self.name, CHAMPION, version)
+        return version
+
     def _write(self, data: bytes) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         snapshot.write_bytes(self._file, data)
@@ -133,34 +113,6 @@ def _nothing() -> None:
     pass
 
 
-class Champion:
-    """The serving model of a service, followed as its alias moves; before the first one, a model that learnt nothing."""
-
-    def __init__(self, service: Service, store: ModelStore) -> None:
-        self._service, self._store = service, store
-        self._model: Model = compile_model(service.model, service.inputs)
-        self.version = 0
-
-    def answers(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """probability, prediction and model_version for each row of inputs."""
-        self._follow()
-        inputs = rows.select(pl.col(name).cast(pl.Float64).fill_null(np.nan) for name in self._service.inputs)
-        probability = self._model.predict(np.ascontiguousarray(inputs.to_numpy()))
-        return pl.DataFrame({"probability": probability, "prediction": probability >= 0.5}).with_columns(
-            pl.lit(self.version, pl.Int64).alias("model_version")
-        )
-
-    def _follow(self) -> None:
-        try:
-            version = self._store.alias(self._service.name, CHAMPION)
-        except ConfigError:
-            return  # nothing has been published yet
-        if version != self.version:
-            model, meta = self._store.load(self._service.name, version)
-            if list(meta["inputs"]) == list(self._service.inputs):
-                self._model, self.version = model, version
-
-
 def _published(rows: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     """Predictions as they are sent: the event, the answer, the inputs."""
     made = answers.select("probability", "prediction", "model_version")
@@ -168,9 +120,9 @@ def _published(rows: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
 
 
 def _no_rows(service: Service) -> pl.DataFrame:
-    ints = dict.fromkeys((*_META, "_effective"), pl.Int64)
+    ints = dict.fromkeys((*META, "_effective"), pl.Int64)
     return pl.DataFrame(schema={"id": pl.String, **ints, **dict.fromkeys(service.inputs, pl.Float64)})
 
 
 def _no_labels() -> pl.DataFrame:
-    return pl.DataFrame(schema={"id": pl.String, "value": pl.Float64, **dict.fromkeys(_META, pl.Int64)})
+    return pl.DataFrame(schema={"id": pl.String, "value": pl.Float64, **dict.fromkeys(META, pl.Int64)})

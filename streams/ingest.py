@@ -12,7 +12,7 @@ from featurestore.decoding import decode_json
 from featurestore.frames import event_frame
 from featurestore.keys import MAX_VALUE_BYTES
 from featurestore.sources import Source
-from streams.messages import Message, rejected
+from streams.messages import Message, Record, rejected
 from streams.transport import Batch
 
 
@@ -54,4 +54,4 @@ def ingested(source: Source, batch: Batch, now: int | None, entities: Sequence[s
 
 
 def _message(batch: Batch, row: int, error: str, detail: str) -> Message:
-    return rejected(batch.topic, batch.partition, int(batch.offsets[row]), batch.values[row], error, detail)
+    return rejected(Record(batch.topic, batch.partition, int(batch.offsets[row]), batch.values[row]), error, detail)

@@ -7,6 +7,7 @@ covers, so that a reader can tell a repeated message from a missing one. `predic
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,11 @@ from featurestore.errors import DataError
 #: A message stays well under the megabyte that brokers take by default.
 _MESSAGE_BYTES = 500_000
 _DETAIL_BYTES = 4096
+_PREDICTION = {
+    *("_partition", "_offset", "_time", "_effective"),
+    *("id", "prediction", "probability", "model_version", "variant"),
+}
+_NO_EVENTS = pl.DataFrame(schema={"_partition": pl.Int32, "_offset": pl.Int64, "_time": pl.Int64})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,16 @@ class Message:
     value: bytes | None
     key: bytes | None = None
     headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record of a source topic, as it came."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes | None
 
 
 def feature_topic(view: View) -> str:
@@ -50,18 +66,11 @@ def feature_messages(view: View, events: pl.DataFrame, spans: Mapping[Partition,
     topic = feature_topic(view)
     rows_each = max(1, _MESSAGE_BYTES // (9 * max(events.width, 1)))
     for (_, partition), (start, end) in spans.items():
-        rows = events.filter(pl.col("_partition") == partition) if events.width else _no_events(view)
-        rows = rows.sort("_offset")
-        for at in range(0, max(len(rows), 1), rows_each):
-            part = rows[at : at + rows_each]
-            last = at + rows_each >= len(rows)
-            stop = end if last else int(rows["_offset"][at + rows_each])
-            yield Message(topic, partition, _arrow_bytes(part.to_arrow(), start, stop))
-            start = stop
-
-
-def _no_events(view: View) -> pl.DataFrame:
-    return pl.DataFrame(schema={"_partition": pl.Int32, "_offset": pl.Int64, "_time": pl.Int64}).clear()
+        rows = (events.filter(pl.col("_partition") == partition) if events.width else _NO_EVENTS).sort("_offset")
+        cuts = rows["_offset"].gather_every(rows_each)[1:].to_list()
+        for i, (begin, stop) in enumerate(itertools.pairwise([start, *cuts, end])):
+            part = rows[i * rows_each : (i + 1) * rows_each]
+            yield Message(topic, partition, _arrow_bytes(part.to_arrow(), begin, stop))
 
 
 def _arrow_bytes(table: pa.Table, start: int, stop: int) -> bytes:
@@ -147,20 +156,18 @@ def prediction_table(values: Sequence[bytes], partition: int, features: Sequence
     return pa.table(columns | inputs)
 
 
-def rejected(topic: str, partition: int, offset: int, value: bytes | None, error: str, detail: str) -> Message:
+def rejected(record: Record, error: str, detail: str) -> Message:
     """A record for `<topic>.dlq`: the original bytes (4 KB of them at most), and why and whence."""
-    headers = {
-        "error": error.encode(),
-        "detail": detail.encode(),
-        "topic": topic.encode(),
-        "partition": b"%d" % partition,
-        "offset": b"%d" % offset,
-    }
-    return Message(f"{topic}.dlq", partition, value and value[:_DETAIL_BYTES], None, headers)
+    value = record.value and record.value[:_DETAIL_BYTES]
+    return Message(f"{record.topic}.dlq", record.partition, value, None, _why(record, error, detail))
 
 
-def late(topic: str, partition: int, offset: int, value: bytes, view: str) -> Message:
+def late(record: Record, view: str) -> Message:
     """A record for `<topic>.late`: an event too old for every window of `view`."""
-    detail = f"older than every window of {view}"
-    made = rejected(topic, partition, offset, None, "late", detail)
-    return Message(f"{topic}.late", partition, value, None, made.headers)
+    headers = _why(record, "late", f"older than every window of {view}")
+    return Message(f"{record.topic}.late", record.partition, record.value, None, headers)
+
+
+def _why(record: Record, error: str, detail: str) -> dict[str, bytes]:
+    place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+    return {name: str(value).encode() for name, value in {"error": error, "detail": detail, **place}.items()}

@@ -217,7 +217,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def fetched_end(self, tp: TP) -> int | None:
         """Return the end of the readable log as the last fetch saw it; None before the first fetch."""
-        assignment = self._ensure_consumer()._subscription.subscription.assignment
+        subscription = self._consumer and self._consumer._subscription.subscription
+        assignment = subscription and subscription.assignment
         state = assignment and assignment.state_value(tp)
         end: int | None = state and state.lso
         return end

@@ -6,7 +6,7 @@ No I/O happens here. A `Turn` says what to send and what to commit; the worker d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from featurestore.definitions import View
 from featurestore.flow import Flow, ViewOutput
 from featurestore.stores import Commit, Position, Request
 from featurestore.times import ENDLESS
-from streams.messages import Message, feature_messages, late, prediction_messages, rejected
+from streams.messages import Message, Record, feature_messages, late, prediction_messages, rejected
 from streams.processor import Processor
 from streams.stats import Stats
 
@@ -163,12 +163,12 @@ class Work:
 
     def _refusals(self, view: View, output: ViewOutput) -> Iterator[Message]:
         topic = view.source.name
-        for partition, offset, value in _records(output.late):
+        for record in _records(topic, output.late):
             self._stats.late += 1
-            yield late(topic, partition, offset, value, view.key)
-        for partition, offset, value in _records(output.overflowed):
+            yield late(record, view.key)
+        for record in _records(topic, output.overflowed):
             self._stats.rejected["overflow"] += 1
-            yield rejected(topic, partition, offset, value, "overflow", f"an integer sum of {view.key} would overflow")
+            yield rejected(record, "overflow", f"an integer sum of {view.key} would overflow")
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -178,8 +178,10 @@ class Work:
         self._stats.seconds[stage] += time.perf_counter() - begun
 
 
-def _records(frame: pl.DataFrame) -> Iterable[tuple[int, int, bytes]]:
-    return frame.select("_partition", "_offset", "_raw").iter_rows() if len(frame) else ()
+def _records(topic: str, frame: pl.DataFrame) -> Iterator[Record]:
+    if len(frame):
+        for partition, offset, value in frame.select("_partition", "_offset", "_raw").iter_rows():
+            yield Record(topic, partition, offset, value)
 
 
 def _span(chunk: Chunk, partition: Partition, before: int | None) -> tuple[int, int]:

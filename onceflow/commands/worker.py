@@ -6,15 +6,29 @@ import json
 import os
 from pathlib import Path
 
+import typer
+
+from learner.store import ModelStore
+from onceflow.metrics import WorkerCollector, serve_metrics
 from onceflow.modules import load as load_module
 from onceflow.runtime import build_worker, run_worker
+from onceflow.services import ReplayService
 from onceflow.settings import load as load_settings
 
 
-def run(module: str, mode: str | None, *, until_end: bool) -> None:
-    """Run a worker until it is stopped or, with `until_end`, until the topics' present end; then print what it did."""
+def run(*, module: str, mode: str | None, until_end: bool) -> None:
+    """Run a worker until it is stopped or, with `until_end`, until the topics' present end; then print what it did.
+
+    A replay leaves the models that it ends with in the model store, as champions.
+    """
     settings = load_settings(Path.cwd(), os.environ, mode=mode)
     worker = build_worker(load_module(module), settings, until_end=until_end)
+    if settings.metrics_port:
+        serve_metrics(WorkerCollector(worker.stats, worker.processors), settings.metrics_port)
     run_worker(worker, settings)
+    learnt = [processor for processor in worker.processors if isinstance(processor, ReplayService)]
+    for service in learnt:
+        service.publish(ModelStore(settings.data / "models"))
     if until_end:
-        print(json.dumps(worker.stats.summary()))  # noqa: T201 - the command's result
+        services = {service.name: service.loop.summary() for service in learnt}
+        typer.echo(json.dumps({**worker.stats.summary(), "services": services}))

@@ -106,14 +106,14 @@ import sys, itertools, numpy as np
 from pathlib import Path
 from learner import snapshot
 for version in itertools.count(int(sys.argv[2])):
-    snapshot.write(Path(sys.argv[1]), {"version": version, "rows": np.full((20_000, 45), float(version))})
+    snapshot.write(Path(sys.argv[1]), {"version": version, "rows": np.full((2_000, 45), float(version))})
     print(version, flush=True)
 """
 
 
 def test_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     path, chance, version = tmp_path / "snapshot", random.Random(1), 0
-    for _ in range(8):
+    for _ in range(4):
         with subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path), str(version)], stdout=subprocess.PIPE
         ) as writer:
@@ -127,3 +127,33 @@ def test_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
         version = read["version"] + 1
     snapshot.write(path, PAYLOAD)
     assert [each.name for each in tmp_path.iterdir()] == ["snapshot"]
+
+
+DYING = """
+import os, resource, signal, sys
+from pathlib import Path
+from learner import snapshot
+step, path, payload = sys.argv[2], Path(sys.argv[1]), {"version": 2, "rows": bytes(100_000)}
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+if step == "write":
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+else:
+    setattr({"fsync": os, "replace": Path, "sync_folder": snapshot}[step], step, die)
+snapshot.write(path, payload)
+"""
+
+
+@pytest.mark.parametrize(("step", "version"), [("write", 1), ("fsync", 1), ("replace", 1), ("sync_folder", 2)])
+def test_writer_that_dies_at_a_step_leaves_a_whole_file(step, version, tmp_path):
+    path = tmp_path / "snapshot"
+    snapshot.write(path, {"version": 1})
+    died = subprocess.run([sys.executable, "-c", DYING, str(path), step], check=False)
+    assert died.returncode in (-signal.SIGKILL, -signal.SIGXFSZ)
+    assert snapshot.read(path)["version"] == version
+    left_over = [each for each in tmp_path.iterdir() if each != path]
+    assert len(left_over) == 2 - version
+    snapshot.write(path, {"version": 3})
+    assert snapshot.read(path)["version"] == 3
+    assert list(tmp_path.iterdir()) == [path]

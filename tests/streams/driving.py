@@ -16,7 +16,8 @@ SESSION_MS = 1_500  # Tansu lets the first member of a group wait for half of it
 
 
 def make_topic(kafka, name, partitions):
-    for made in AdminClient({"bootstrap.servers": kafka}).create_topics([NewTopic(name, partitions, 1)]).values():
+    admin = AdminClient({"bootstrap.servers": kafka})
+    for made in admin.create_topics([NewTopic(name, partitions, 1)]).values():
         made.result(20)
     return name
 

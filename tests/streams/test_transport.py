@@ -195,30 +195,22 @@ def test_aborted_transactions_are_not_seen_and_the_markers_at_the_tail_are_deliv
 def test_a_position_that_retention_has_passed_stops_the_app(real_pair, prefix):
     topic = make_topic(real_pair.kafka, f"{prefix}in", 1)
     produce(real_pair.kafka, topic, 0, numbered(0, 20))
-    admin = AdminClient({"bootstrap.servers": real_pair.kafka})
-    for deleted in admin.delete_records([TopicPartition(topic, 0, 10)]).values():
-        deleted.result(20)
+    delete_until(real_pair.kafka, topic, 10)
     message = rf"{topic}\[0\]: the stored position is 5, but Kafka has 10 to 20: .*retention.*Backfill"
     with pytest.raises(StateError, match=message):
         asyncio.run(run_from(real_pair.kafka, prefix, topic, 5))
 
 
-def test_a_position_that_retention_passes_while_it_is_held_stops_the_app(real_pair, prefix):
+def test_a_position_that_retention_passes_while_the_app_runs_stops_it(real_pair, prefix):
     topic, tp = make_topic(real_pair.kafka, f"{prefix}in", 1), TP(f"{prefix}in", 0)
-    admin = AdminClient({"bootstrap.servers": real_pair.kafka})
+    produce(real_pair.kafka, topic, 0, numbered(0, 20))
 
     async def main():
         received = Received()
         async with running(real_pair.kafka, f"{prefix}g", [topic], received, alone=True) as app:
-            await received.until(lambda: app.consumer.fetched_end(tp) is not None)
-            app.consumer.hold(tp)
-            app.consumer._thread._next[tp] = 5  # as if it stood there when the records were deleted
-            app.consumer._thread.call_seek = None
-            produce(real_pair.kafka, topic, 0, numbered(0, 20))
-            for deleted in admin.delete_records([TopicPartition(topic, 0, 10)]).values():
-                deleted.result(20)
-            await app.consumer.seek_wait({tp: 5})
-            app.consumer.release(tp)
+            await received.until(lambda: received.count() == 20)
+            delete_until(real_pair.kafka, topic, 10)
+            await app.consumer.seek_wait({tp: 5})  # as if it had been held there
             await app.wait_until_stopped()
 
     with pytest.raises(StateError, match="the stored position is 5, but Kafka has 10 to 20"):
@@ -273,18 +265,18 @@ def test_a_topic_that_is_created_again_under_a_running_app_stops_it(prefix, monk
         asyncio.run(main())
 
 
-def test_an_app_that_is_alone_takes_up_new_partitions(embedded_pair, prefix):
-    topic = make_topic(embedded_pair.kafka, f"{prefix}in", 1)
+def test_an_app_that_is_alone_takes_up_new_partitions(real_pair, prefix):
+    topic = make_topic(real_pair.kafka, f"{prefix}in", 1)
     later = f"{prefix}later"
 
     async def main():
         received = Received()
-        async with running(embedded_pair.kafka, f"{prefix}g", [topic, later], received, alone=True):
-            produce(embedded_pair.kafka, topic, 0, numbered(0, 10))
+        async with running(real_pair.kafka, f"{prefix}g", [topic, later], received, alone=True):
+            produce(real_pair.kafka, topic, 0, numbered(0, 10))
             await received.until(lambda: received.count() == 10)
             received.batches.clear()
-            make_topic(embedded_pair.kafka, later, 1)
-            produce(embedded_pair.kafka, later, 0, numbered(0, 10))
+            make_topic(real_pair.kafka, later, 1)
+            produce(real_pair.kafka, later, 0, numbered(0, 10))
             await received.until(lambda: received.next(TP(later, 0)) == 10)
 
     asyncio.run(main())
@@ -330,6 +322,12 @@ def test_a_topic_that_takes_single_records_is_refused(embedded_pair, prefix):
 
     with pytest.raises(ConfigError, match="batch_topic"):
         asyncio.run(main())
+
+
+def delete_until(kafka, topic, offset):
+    admin = AdminClient({"bootstrap.servers": kafka})
+    for deleted in admin.delete_records([TopicPartition(topic, 0, offset)]).values():
+        deleted.result(20)
 
 
 async def run_from(kafka, prefix, topic, position):

@@ -1,0 +1,294 @@
+"""Features from history: right after every event, or at given entities and times.
+
+Both use the kernel that the stream uses. `after_events` runs events through `Flow` in merged order, as a worker does.
+`at_rows` runs one sweep: events and rows in order of time, each row read when exactly its events have been folded.
+
+Within a partition an entity's events must be folded in offset order. So an event's place in the sweep is the newest
+time that its entity has shown on its partition up to it, and a row's place is its own time. Then a row finds exactly
+the events with time <= t, unless one of them came after an event newer than t. Such rows are *torn*: each gets a copy
+of its entity, made of its own events only.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch.events import chunks, logs_of
+from featurestore.align import Chunk
+from featurestore.definitions import View
+from featurestore.engine import NO_ENTITY, ViewState
+from featurestore.errors import DataError
+from featurestore.expressions import TYPES
+from featurestore.flow import Flow
+from featurestore.frames import META, entity_codes, feature_frame, lane_inputs
+from featurestore.kernel import Steps
+from featurestore.plan import Plan, compiled
+from featurestore.times import ENDLESS
+
+Mode = Literal["event_time", "arrival"]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+#: Events and rows that the kernel is given at a time.
+STEPS = 250_000
+#: Copies of events that torn rows may need at a time.
+_COPIES = 2_000_000
+_PATIENT = "365000d"
+
+
+def after_events(view: View, events: pl.DataFrame) -> pl.DataFrame:
+    """Features right after each event was folded, in merged order.
+
+    Columns: `_partition`, `_offset`, `_time`, the entity's keys, the view's features. Events that the stream would not
+    fold (late, overflowing, without a key) have no row.
+    """
+    parts = [part for part in after_event_parts(view, events) if part is not None]
+    return pl.concat([_nothing_after(view), *parts])
+
+
+def after_event_parts(
+    view: View, events: pl.DataFrame, size: int = STEPS, wanted: Callable[[int], bool] = lambda _: True
+) -> Iterator[pl.DataFrame | None]:
+    """`after_events` in parts of about `size` events; part i is None, and only folded, where `wanted(i)` is false."""
+    flow = fresh_flow(view, partitions_of(events))
+    topic = view.source.name
+    for i, chunk in enumerate(chunks(logs_of(topic, events), {topic: 0}, size)):
+        emit = wanted(i)
+        flow.lookups(chunk, {})
+        made = flow.run(chunk, emit=emit)[view.key].events
+        yield (made if made.width else _nothing_after(view)) if emit else None
+
+
+def fresh_flow(view: View, partitions: int) -> Flow:
+    """A flow of one view at the beginning of its log."""
+    topic = view.source.name
+    flow = Flow([view], [], {topic: partitions})
+    for partition in range(partitions):
+        flow.begin(view.key, (topic, partition), None)
+    return flow
+
+
+def partitions_of(events: pl.DataFrame) -> int:
+    """The least number of partitions that the events can come from."""
+    return int(events["_partition"].to_numpy().max()) + 1 if len(events) else 1
+
+
+def at_rows(
+    view: View, events: pl.DataFrame, rows: pl.DataFrame, mode: Mode = "event_time", time: str | None = None
+) -> pl.DataFrame:
+    """The view's features at each row's entity and time: `rows` in their order, with `_effective` and the features.
+
+    `rows` has the entity's key columns and a time (ms since the epoch, or a date or datetime), named `time` or else
+    found as `time_column` says. In mode "event_time" a row sees all events with time <= t, whenever they came; in mode
+    "arrival" all records with `_timestamp` <= t, read as of t. Both leave out what the stream does not fold. An
+    unknown entity has counts and sums of 0 and nulls else; without a key all is null.
+
+    Raises DataError for a row without a time, a missing column, or one of another type.
+    """
+    name = time_column(view, rows) if time is None else time
+    asked = _checked_rows(view, rows, name)
+    times = asked["_at"].to_numpy()
+    plan, accepted = _patient(view), _accepted(view, events)
+    names, event_codes, row_codes = _numbered(view, accepted, asked)
+    values = accepted["_time" if mode == "event_time" else "_timestamp"].to_numpy()
+    seen = np.zeros(names + 1, np.bool_)  # the last is NO_ENTITY's
+    seen[row_codes] = True
+    seen[NO_ENTITY] = False
+    useful = seen[event_codes] & (values <= (times.max() if len(times) else 0))
+    log = _Log(accepted.filter(pl.Series(useful)), event_codes[useful], values[useful])
+    torn = _torn(log, row_codes, times)
+    found = _sweep(plan, log, row_codes[~torn], times[~torn])
+    if torn.any():
+        places = np.concatenate([np.flatnonzero(~torn), np.flatnonzero(torn)])
+        found = pl.concat([found, _copied(plan, log, row_codes[torn], times[torn])])[np.argsort(places)]
+    return rows.hstack(found)
+
+
+def time_column(view: View, rows: pl.DataFrame) -> str:
+    """The rows' time: `_time`, the source's event time, or the only column beside the keys."""
+    others = [name for name in rows.columns if name not in view.entity.keys]
+    for name in ("_time", view.source.event_time):
+        if name in others:
+            return name
+    if len(others) == 1:
+        return others[0]
+    raise DataError(
+        f"which column of the rows is the time? Name it {view.source.event_time!r}, as in {view.source.name!r}; "
+        f"they have {', '.join(rows.columns)}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Log:
+    """Events in offset order by partition, the entity of each, and the time at which each begins to count."""
+
+    events: pl.DataFrame
+    entities: Ints
+    values: Ints
+
+    @property
+    def keys(self) -> Ints:
+        """The newest value that the entity has shown on the partition up to each event."""
+        partitions = self.events["_partition"].to_numpy()
+        if not ((np.diff(self.values) < 0) & (np.diff(partitions) == 0)).any():
+            return self.values
+        frame = pl.DataFrame({"e": self.entities, "p": partitions, "v": self.values})
+        return frame.select(pl.col("v").cum_max().over("e", "p")).to_series().to_numpy()
+
+    def __getitem__(self, rows: Ints) -> _Log:
+        return _Log(self.events[rows], self.entities[rows], self.values[rows])
+
+
+def _checked_rows(view: View, rows: pl.DataFrame, time: str) -> pl.DataFrame:
+    """The rows' keys, as the source types them, and `_at`, their time in ms."""
+    source = view.source
+    for name in (*view.entity.keys, time):
+        if name not in rows.columns:
+            raise DataError(f"the rows have no column {name!r}; they have {', '.join(rows.columns)}")
+    clash = sorted({*view.outputs, "_effective"} & set(rows.columns) - {*view.entity.keys, time})
+    if clash:
+        raise DataError(f"the rows already have columns that are features of {view.name}: {', '.join(clash)}")
+    try:
+        keys = [rows[key].cast(TYPES[source.types[key]]) for key in view.entity.keys]
+        at = rows[time]
+        at = at.dt.epoch("ms") if at.dtype in (pl.Datetime, pl.Date) else at.cast(pl.Int64)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"the rows' keys and times do not have the types of {source.name!r}: {error}") from error
+    if at.null_count():
+        raise DataError(f"column {time!r} has nulls: a row without a time has no features; drop those rows")
+    return pl.DataFrame([*keys, at.alias("_at")])
+
+
+def _patient(view: View) -> Plan:
+    """The view's plan, for events of which the late ones have been taken out already."""
+    made = copy.copy(view)
+    made.source = dataclasses.replace(view.source, lateness=_PATIENT)
+    return compiled(made)
+
+
+def _accepted(view: View, events: pl.DataFrame) -> pl.DataFrame:
+    """The events that the stream folds: neither late in their log nor more than an integer can take."""
+    times, partitions = events["_time"].to_numpy(), events["_partition"].to_numpy()
+    if not ((np.diff(times) < 0) & (np.diff(partitions) == 0)).any():
+        return events
+    flow, topic = fresh_flow(view, partitions_of(events)), view.source.name
+    refused = [np.zeros(0, np.int64)]
+    for at in range(0, len(events), STEPS):
+        steps = pl.int_range(at, min(at + STEPS, len(events)), eager=True).alias("_step")
+        chunk = Chunk({topic: events[at : at + STEPS].with_columns(steps)}, {})
+        flow.lookups(chunk, {})
+        output = flow.run(chunk, emit=False)[view.key]
+        refused += [frame["_step"].to_numpy() for frame in (output.late, output.overflowed) if len(frame)]
+    good = np.ones(len(events), np.bool_)
+    good[np.concatenate(refused)] = False
+    return events.filter(pl.Series(good))
+
+
+def _numbered(view: View, events: pl.DataFrame, rows: pl.DataFrame) -> tuple[int, Ints, Ints]:
+    """How many entities there are, and the number of each event's and each row's."""
+    keys = list(view.entity.keys)
+    codes, names = entity_codes(pl.concat([events.select(keys), rows.select(keys)]), keys)
+    codes = np.where(codes < 0, NO_ENTITY, codes)
+    return len(names), codes[: len(events)], codes[len(events) :]
+
+
+def _torn(log: _Log, entities: Ints, times: Ints) -> Bools:
+    """The rows for which an event counts that came after one that does not count yet."""
+    keys = log.keys
+    behind = log.values < keys
+    out = np.zeros(len(times), np.bool_)
+    if not behind.any():
+        return out
+    # An event that came late counts from its value on, but has its place in the sweep at its key: in between, it lacks.
+    who = np.concatenate([log.entities[behind], log.entities[behind], entities])
+    when = np.concatenate([log.values[behind], keys[behind], times])
+    change = np.repeat([1, -1, 0], [behind.sum(), behind.sum(), len(times)])
+    order = np.lexsort((change == 0, when, who))
+    lacking = np.empty(len(order), np.int64)
+    lacking[order] = np.cumsum(change[order])
+    return lacking[2 * int(behind.sum()) :] > 0
+
+
+def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
+    """`_effective` and features of the rows, each read after the events of its entity with key <= time."""
+    keys = log.keys
+    by_key, by_time = np.argsort(keys, kind="stable"), np.argsort(times, kind="stable")
+    in_order = (np.diff(by_key) == 1).all()
+    log, keys = (log, keys) if in_order else (log[by_key], keys[by_key])
+    state = ViewState(plan, partitions_of(log.events))
+    state.number([b"%d" % i for i in range(int(max(log.entities.max(initial=-1), entities.max(initial=-1))) + 1)])
+    order = np.argsort(np.concatenate([keys, times[by_time]]), kind="stable")
+    found = [_no_features(plan.view)]
+    event = row = 0
+    for at in range(0, len(order), STEPS):
+        part = order[at : at + STEPS]
+        folds = part < len(keys)
+        count = int(folds.sum())
+        piece, asked = slice(event, event + count), by_time[row : row + len(part) - count]
+        found.append(_run(state, log, piece, folds, entities[asked], times[asked]))
+        event, row = event + count, row + len(asked)
+    back = np.empty(len(times), np.int64)
+    back[by_time] = np.arange(len(times))
+    return pl.concat(found)[back]
+
+
+def _run(state: ViewState, log: _Log, piece: slice, folds: Bools, entities: Ints, times: Ints) -> pl.DataFrame:
+    """Fold a piece of the log and read rows in between, as `folds` says; the rows' features."""
+    events = log.events[piece]
+    steps = Steps(*(np.full(len(folds), -1, np.int64) for _ in range(4)))
+    steps.row[folds] = np.arange(len(events))
+    steps.entity[folds], steps.entity[~folds] = log.entities[piece], entities
+    steps.partition[folds] = events["_partition"].to_numpy()
+    steps.time[folds], steps.time[~folds] = events["_time"].to_numpy(), times
+    results = state.run(steps, lane_inputs(state.plan, events), emit=False)
+    reads = np.flatnonzero(~folds)
+    effective = pl.Series("_effective", results.effective[reads])
+    return pl.DataFrame([effective]).hstack(feature_frame(state.plan, results, reads))
+
+
+def _copied(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
+    """As `_sweep`, for torn rows: each row is an entity of its own, with the events that count for it."""
+    order = np.argsort(log.entities, kind="stable")
+    log = log[order]
+    first = np.searchsorted(log.entities, entities)
+    counts = np.searchsorted(log.entities, entities, side="right") - first
+    batches = np.cumsum(counts) // _COPIES
+    found = []
+    for batch in np.unique(batches):
+        rows = np.flatnonzero(batches == batch)
+        owner = np.repeat(np.arange(len(rows)), counts[rows])
+        starts = np.cumsum(counts[rows]) - counts[rows]
+        source = np.arange(len(owner)) - np.repeat(starts - first[rows], counts[rows])
+        at = times[rows][owner]
+        counted = (log.values[source] <= at) & (log.events["_time"].to_numpy()[source] >= _oldest(plan, at))
+        mine = log[source[counted]]
+        own = _Log(mine.events, owner[counted], mine.values)
+        found.append(_sweep(plan, own, np.arange(len(rows)), times[rows]))
+    return pl.concat(found)
+
+
+def _oldest(plan: Plan, times: Ints) -> Ints:
+    """The oldest event time that any window can cover as of each time."""
+    oldest = times
+    for hop, keep in plan.tables.tracks[:, :2].tolist():
+        if keep == ENDLESS:
+            return np.full(len(times), np.iinfo(np.int64).min)
+        oldest = np.minimum(oldest, (times - keep + 1) // hop * hop)
+    return oldest
+
+
+def _no_features(view: View) -> pl.DataFrame:
+    return pl.DataFrame(schema={"_effective": pl.Int64, **{name: TYPES[kind] for name, kind in view.outputs.items()}})
+
+
+def _nothing_after(view: View) -> pl.DataFrame:
+    keys = {key: TYPES[view.source.types[key]] for key in view.entity.keys if key not in view.outputs}
+    outputs = {name: TYPES[kind] for name, kind in view.outputs.items()}
+    return pl.DataFrame(schema={**{name: META[name] for name in ("_partition", "_offset", "_time")}, **keys, **outputs})

@@ -1,0 +1,50 @@
+"""`onceflow run`: worker, learner and server together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from onceflow.modules import load as load_module
+from onceflow.processes import Command, running
+from onceflow.settings import Settings
+from onceflow.settings import load as load_settings
+
+_POLL_SECONDS = 0.2
+
+
+def run(*, module: str) -> None:
+    """Start the three processes and wait; when one fails, stop the others and raise what it said."""
+    settings = load_settings(Path.cwd(), os.environ)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with ExitStack() as stack:
+        commands = [_start(stack, name, module, settings) for name in _names(module)]
+        typer.echo(
+            f"worker, learner and server run; http://{settings.http_host}:{settings.http_port}. Ctrl-C stops them."
+        )
+        typer.echo(f"Their logs are in {settings.data / 'logs'}.")
+        while True:
+            time.sleep(_POLL_SECONDS)
+            for command in commands:
+                if command.ended:
+                    command.fail()
+
+
+def _names(module: str) -> list[str]:
+    """The processes that a module needs: without a service there is nothing to learn."""
+    return ["worker", *(["learn"] if load_module(module).services else []), "serve"]
+
+
+def _start(stack: ExitStack, name: str, module: str, settings: Settings) -> Command:
+    log = settings.data / "logs" / f"{name}.log"
+    return stack.enter_context(running([name, "--module", module], log, {}))
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,81 @@
+"""What a worker shows to Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from featurestore import ConfigError
+from onceflow.services import ReplayService
+from streams.processor import Processor
+from streams.stats import BOUNDS, Stats
+
+#: Which numbers of a service's summary are shown, and under which name.
+_SERVICE_NUMBERS = (
+    "predictions",
+    "labels_joined",
+    "labels_expired",
+    "labels_pending",
+    "auc",
+    "auc_without_windows",
+    "log_loss",
+    "log_loss_prior",
+    "model_version",
+)
+
+
+class WorkerCollector(Collector):
+    """Reads a worker's counters whenever Prometheus asks."""
+
+    def __init__(self, stats: Stats, processors: Sequence[Processor]) -> None:
+        self._stats = stats
+        self._loops = [processor.loop for processor in processors if isinstance(processor, ReplayService)]
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics as they are now."""
+        stats = self._stats
+        yield CounterMetricFamily("onceflow_events", "Events folded and stored", value=stats.events)
+        yield CounterMetricFamily("onceflow_predictions", "Predictions made", value=stats.predictions)
+        yield CounterMetricFamily("onceflow_states", "Entity states written", value=stats.states)
+        yield CounterMetricFamily("onceflow_late", "Events too late for every window", value=stats.late)
+        rejected = CounterMetricFamily("onceflow_rejected", "Records quarantined, by reason", labels=["reason"])
+        for reason, count in list(stats.rejected.items()):
+            rejected.add_metric([reason], count)
+        yield rejected
+        spent = CounterMetricFamily("onceflow_stage_seconds", "Time spent, by stage of the work", labels=["stage"])
+        for stage, seconds in list(stats.seconds.items()):
+            spent.add_metric([stage], seconds)
+        yield spent
+        yield GaugeMetricFamily("onceflow_stream_time_ms", "Newest event time", value=stats.stream_time or 0)
+        yield self._freshness()
+        yield from self._services()
+
+    def _freshness(self) -> Metric:
+        counts = self._stats.freshness.cumsum().tolist()
+        bounds = [str(bound) for bound in BOUNDS.tolist()]
+        buckets = [*zip(bounds, counts, strict=False), ("+Inf", counts[-1])]
+        family = HistogramMetricFamily("onceflow_freshness_ms", "From reaching Kafka until readable, ms")
+        family.add_metric([], buckets, sum_value=None)
+        return family
+
+    def _services(self) -> Iterable[Metric]:
+        summaries = [loop.summary() for loop in self._loops]
+        for number in _SERVICE_NUMBERS:
+            family = GaugeMetricFamily(f"onceflow_service_{number}", f"{number} of a service", labels=["service"])
+            for summary in summaries:
+                if summary[number] is not None:
+                    family.add_metric([summary["service"]], summary[number])
+            yield family
+
+
+def serve_metrics(collector: Collector, port: int) -> None:
+    """Answer Prometheus on `port` of this machine, in a thread; ConfigError when the port is in use."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    try:
+        start_http_server(port, "127.0.0.1", registry)
+    except OSError as error:
+        raise ConfigError(f"metrics_port {port} is in use: give another one ({error.strerror})") from error

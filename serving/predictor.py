@@ -1,0 +1,73 @@
+"""A service's model at work: the inputs of an event, and the answer of the model that serves.
+
+The stream and the server share it, so that both ask the same model the same question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+from featurestore import ConfigError, View
+from featurestore.flow import Read
+from learner import Service
+from learner.models import Model, compile_model
+from learner.store import ModelStore
+
+#: The alias of the model that serves.
+CHAMPION = "champion"
+
+#: The columns that place an event in its topic and in merged order.
+META = ("_partition", "_offset", "_time", "_step")
+
+
+def reads_of(service: Service) -> dict[View, Read]:
+    """What a service reads at each of its events, by view."""
+    return {view: Read(view, service.on.name, view.entity.keys, service.before) for view in service.views}
+
+
+def model_rows(service: Service, events: pl.DataFrame, features: Mapping[View, pl.DataFrame]) -> pl.DataFrame:
+    """A model's inputs for each event, by full name, with its `id`, `_effective` and the event's own meta columns.
+
+    `features` are each view's for the same events, in the same order.
+    """
+    columns = [events[name].cast(pl.Float64).alias(name) for name in service.columns]
+    effective = [events["_time"]]
+    for view, frame in features.items():
+        effective.append(frame["_effective"])
+        wanted = [(name, f"{view.name}:{name}") for name in view.outputs]
+        columns += [frame[name].cast(pl.Float64).alias(full) for name, full in wanted if full in service.inputs]
+    meta = [events[name] for name in META if name in events.columns]
+    latest = pl.DataFrame({str(i): column for i, column in enumerate(effective)}).max_horizontal().alias("_effective")
+    rows = pl.DataFrame([*meta, events[service.id].cast(pl.String).alias("id"), latest, *columns])
+    return rows.select("id", "_effective", *(column.name for column in meta), *service.inputs)
+
+
+class Champion:
+    """The serving model of a service, followed as its alias moves; before the first one, a model that learnt nothing."""
+
+    def __init__(self, service: Service, store: ModelStore) -> None:
+        self._service, self._store = service, store
+        self._model: Model = compile_model(service.model, service.inputs)
+        self.version = 0
+
+    def answers(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """probability, prediction and model_version for each row of inputs."""
+        self._follow()
+        inputs = rows.select(pl.col(name).cast(pl.Float64).fill_null(np.nan) for name in self._service.inputs)
+        probability = self._model.predict(np.ascontiguousarray(inputs.to_numpy()))
+        return pl.DataFrame({"probability": probability, "prediction": probability >= 0.5}).with_columns(
+            pl.lit(self.version, pl.Int64).alias("model_version")
+        )
+
+    def _follow(self) -> None:
+        try:
+            version = self._store.alias(self._service.name, CHAMPION)
+        except ConfigError:
+            return  # nothing has been published yet
+        if version != self.version:
+            model, meta = self._store.load(self._service.name, version)
+            if list(meta["inputs"]) == list(self._service.inputs):
+                self._model, self.version = model, version
