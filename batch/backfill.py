@@ -103,12 +103,13 @@ def at_rows(
     seen[NO_ENTITY] = False
     useful = seen[event_codes] & (values <= (times.max() if len(times) else 0))
     log = _Log(accepted.filter(pl.Series(useful)), event_codes[useful], values[useful])
-    torn = _torn(log, row_codes, times)
-    found = _sweep(plan, log, row_codes[~torn], times[~torn])
+    entities, instants, place = _distinct(row_codes, times)
+    torn = _torn(log, entities, instants)
+    found = _sweep(plan, log, entities[~torn], instants[~torn])
     if torn.any():
-        places = np.concatenate([np.flatnonzero(~torn), np.flatnonzero(torn)])
-        found = pl.concat([found, _copied(plan, log, row_codes[torn], times[torn])])[np.argsort(places)]
-    return rows.hstack(found)
+        found = pl.concat([found, _copied(plan, log, entities[torn], instants[torn])])
+        place = np.argsort(np.argsort(torn, kind="stable"))[place]
+    return rows.hstack(found[place])
 
 
 def time_column(view: View, rows: pl.DataFrame) -> str:
@@ -197,6 +198,16 @@ def _numbered(view: View, events: pl.DataFrame, rows: pl.DataFrame) -> tuple[int
     codes, names = entity_codes(pl.concat([events.select(keys), rows.select(keys)]), keys)
     codes = np.where(codes < 0, NO_ENTITY, codes)
     return len(names), codes[: len(events)], codes[len(events) :]
+
+
+def _distinct(entities: Ints, times: Ints) -> tuple[Ints, Ints, Ints]:
+    """The distinct (entity, time) pairs, and which of them each row is: an airport asks often in one minute."""
+    order = np.lexsort((times, entities))
+    new = np.ones(len(order), np.bool_)
+    new[1:] = (np.diff(entities[order]) != 0) | (np.diff(times[order]) != 0)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.cumsum(new) - 1
+    return entities[order][new], times[order][new], place
 
 
 def _torn(log: _Log, entities: Ints, times: Ints) -> Bools:

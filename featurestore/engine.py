@@ -45,6 +45,7 @@ class ViewState:
         words = np.zeros(max(1 << 12, 2 * self._reserve), np.int64)
         self._loaded = np.zeros((64, partitions), np.bool_)
         self._fresh: set[int] = set()
+        cache = np.zeros((64, plan.cache_words), np.int64)
         self._state = State(
             slots=np.full((64, partitions), -1, np.int64),
             newest=np.zeros(64, np.int64),
@@ -57,9 +58,9 @@ class ViewState:
             owners=np.zeros((64, 2), np.int64),
             dirty=np.zeros((2, 64), np.int64),
             clock=np.full(partitions, _NEVER, np.int64),
+            cache=cache,
         )
-        tile = np.zeros(int(tables.tracks[:, 2].max()), np.int64)
-        self._acc = Accumulators(tile, tile.view(np.float64), np.zeros(len(tables.ops), np.int64))
+        self._accumulators = (_accumulators(plan), _accumulators(plan))
 
     def clock(self, partition: int) -> int | None:
         """Newest event time of the partition; None before its first event."""
@@ -119,8 +120,8 @@ class ViewState:
         done, lateness = 0, self.plan.view.source.lateness_ms
         checks = self.plan.checks_overflow
         while done < len(steps.row):
-            args = (self.plan.tables, self._state, steps, inputs, self._acc, results, done, lateness, checks, emit)
-            done = kernel.run(*args)
+            args = (self.plan.tables, self._state, steps, inputs, *self._accumulators, results, done)
+            done = kernel.run(*args, lateness, checks, emit)
             if done < len(steps.row):
                 self._grow_words()
         return results
@@ -180,6 +181,7 @@ class ViewState:
                 newest=np.resize(state.newest, size),
                 runs=np.resize(state.runs, (size, *state.runs.shape[1:])),
                 owners=np.resize(state.owners, (size, 2)),
+                cache=np.resize(state.cache, (size, state.cache.shape[1])),
                 dirty=np.column_stack([state.dirty, np.zeros((2, size - have), np.int64)]),
             )
 
@@ -188,6 +190,11 @@ class ViewState:
         if state.used[0] + self._reserve > len(state.words):
             words = np.concatenate([state.words, np.zeros(len(state.words) + self._reserve, np.int64)])
             self._state = state._replace(words=words, reals=words.view(np.float64))
+
+
+def _accumulators(plan: Plan) -> Accumulators:
+    tile = np.zeros(int(plan.tables.tracks[:, 2].max()), np.int64)
+    return Accumulators(tile, tile.view(np.float64), np.zeros(len(plan.tables.ops), np.int64))
 
 
 def _class_sizes(most: int) -> NDArray[np.int64]:

@@ -64,6 +64,7 @@ class State(NamedTuple):
     owners: NDArray[np.int64]  # [slot] -> entity, partition
     dirty: NDArray[np.int64]  # [0: flag by slot, 1: list of the dirty]
     clock: NDArray[np.int64]  # [partition] newest event time
+    cache: NDArray[np.int64]  # [slot] by group: oldest tile, newest tile, all from the one to before the other, merged
 
 
 class Steps(NamedTuple):
@@ -142,10 +143,16 @@ def _make_room(state: State, slot: int, track: int, stride: int, size_class: int
 @njit(cache=True, nogil=True)
 def _place(state: State, slot: int, track: int, stride: int, index: int) -> int:
     """How many tiles of the run lie before `index`."""
-    start, place = state.runs[slot, track, 0], state.runs[slot, track, 1]
-    while place > 0 and state.words[start + (place - 1) * stride] >= index:
-        place -= 1
-    return int(place)
+    start, low, high = state.runs[slot, track, 0], 0, state.runs[slot, track, 1]
+    if high and state.words[start + (high - 1) * stride] < index:
+        return int(high)  # as is usual
+    while low < high:
+        middle = (low + high) >> 1
+        if state.words[start + middle * stride] < index:
+            low = middle + 1
+        else:
+            high = middle
+    return int(low)
 
 
 @njit(cache=True, nogil=True)
@@ -297,10 +304,80 @@ def _finish_one(out: NDArray[np.int64], acc: Accumulators, results: Results, ste
 
 
 @njit(cache=True, nogil=True)
+def _recall(tables: Tables, state: State, slot: int, g: int, acc: Accumulators) -> None:
+    """Take from the cache what is merged of a group's window."""
+    track, at = tables.groups[g, 0], tables.groups[g, 4] + 2
+    stride, first = tables.tracks[track, 2], tables.tracks[track, 3]
+    for i in range(stride):
+        acc.words[i] = state.cache[slot, at + i]
+    for o in range(first, tables.tracks[track, 4]):
+        acc.wraps[o] = state.cache[slot, at + stride + o - first]
+
+
+@njit(cache=True, nogil=True)
+def _remember(tables: Tables, state: State, slot: int, g: int, oldest: int, newest: int, acc: Accumulators) -> None:
+    """Put into the cache what is merged of a group's window."""
+    track, at = tables.groups[g, 0], tables.groups[g, 4]
+    stride, first = tables.tracks[track, 2], tables.tracks[track, 3]
+    state.cache[slot, at] = oldest
+    state.cache[slot, at + 1] = newest
+    for i in range(stride):
+        state.cache[slot, at + 2 + i] = acc.words[i]
+    for o in range(first, tables.tracks[track, 4]):
+        state.cache[slot, at + 2 + stride + o - first] = acc.wraps[o]
+
+
+@njit(cache=True, nogil=True)
+def _forget(tables: Tables, state: State, slot: int) -> None:
+    """Drop what the cache has of a slot."""
+    for g in range(tables.groups.shape[0]):
+        state.cache[slot, tables.groups[g, 4]] = _INT_MIN
+
+
+@njit(cache=True, nogil=True)
+def _window(tables: Tables, state: State, slot: int, g: int, oldest: int, acc: Accumulators) -> bool:
+    """Merge the slot's tiles from `oldest` on into `acc`, oldest to newest; False when there are none.
+
+    Tiles but the newest are closed: what they merge to is kept until the window moves on by a tile.
+    """
+    track, at = tables.groups[g, 0], tables.groups[g, 4]
+    stride, first, end = tables.tracks[track, 2], tables.tracks[track, 3], tables.tracks[track, 4]
+    start, tiles = state.runs[slot, track, 0], state.runs[slot, track, 1]
+    if tiles == 0 or state.words[start + (tiles - 1) * stride] < oldest:
+        return False
+    newest = state.words[start + (tiles - 1) * stride]
+    if state.cache[slot, at] == oldest:
+        _recall(tables, state, slot, g, acc)
+        known = state.cache[slot, at + 1]
+        place = tiles - 1 if known == newest else _place(state, slot, track, stride, known)
+    else:
+        acc.words[:stride] = 0
+        acc.wraps[:] = 0
+        known = _INT_MIN
+        place = _place(state, slot, track, stride, oldest)
+    if known != newest:
+        for k in range(place, tiles - 1):
+            _merge(tables.ops, first, end, acc, start + k * stride, state.words, state.reals)
+        _remember(tables, state, slot, g, oldest, newest, acc)
+    _merge(tables.ops, first, end, acc, start + (tiles - 1) * stride, state.words, state.reals)
+    return True
+
+
+@njit(cache=True, nogil=True)
 def _finish(
-    tables: Tables, state: State, entity: int, as_of: int, acc: Accumulators, results: Results, step: int
+    tables: Tables,
+    state: State,
+    entity: int,
+    as_of: int,
+    acc: Accumulators,
+    part: Accumulators,
+    results: Results,
+    step: int,
 ) -> None:
-    """Write the entity's features as of `as_of`, or of its newest event when that is later; nulls for no entity."""
+    """Write the entity's features as of `as_of`, or of its newest event when that is later; nulls for no entity.
+
+    Each partition's tiles merge oldest to newest; the partitions' results then merge in partition order.
+    """
     partitions = state.slots.shape[1]
     effective = as_of
     for p in range(partitions if entity >= 0 else 0):
@@ -311,28 +388,30 @@ def _finish(
     if entity < 0:
         return
     for g in range(tables.groups.shape[0]):
-        track, length = tables.groups[g, 0], tables.groups[g, 1]
-        hop, stride = tables.tracks[track, 0], tables.tracks[track, 2]
-        oldest, youngest = (effective - length + 1) // hop, effective // hop
-        acc.words[:stride] = 0
-        acc.wraps[:] = 0
+        track = tables.groups[g, 0]
+        first, end = tables.tracks[track, 3], tables.tracks[track, 4]
+        oldest = (effective - tables.groups[g, 1] + 1) // tables.tracks[track, 0]
+        found = False
         for p in range(partitions):
             slot = state.slots[entity, p]
             if slot < 0:
                 continue
-            start, tiles = state.runs[slot, track, 0], state.runs[slot, track, 1]
-            for place in range(_place(state, slot, track, stride, oldest), tiles):
-                at = start + place * stride
-                if state.words[at] > youngest:
-                    break
-                _merge(tables.ops, tables.tracks[track, 3], tables.tracks[track, 4], acc, at, state.words, state.reals)
+            if not found:
+                found = _window(tables, state, slot, g, oldest, acc)
+            elif _window(tables, state, slot, g, oldest, part):
+                _merge(tables.ops, first, end, acc, 0, part.words, part.reals)
+                for o in range(first, end):
+                    acc.wraps[o] += part.wraps[o]
+        if not found:
+            acc.words[: tables.tracks[track, 2]] = 0
+            acc.wraps[:] = 0
         for j in range(tables.groups[g, 2], tables.groups[g, 3]):
             _finish_one(tables.outs[j], acc, results, step, j)
 
 
 @njit(cache=True, nogil=True)
 def _is_late(tables: Tables, time: int, limit: int) -> bool:
-    for k in range(tables.tracks.shape[0]):
+    for k in range(tables.tracks.shape[0] - 1, -1, -1):  # the longest windows are the last
         hop = tables.tracks[k, 0]
         if time // hop >= (limit - tables.tracks[k, 1] + 1) // hop:
             return False
@@ -360,7 +439,7 @@ def _would_overflow(tables: Tables, state: State, slot: int, inputs: Inputs, row
 
 
 @njit(cache=True, nogil=True)
-def _slot(state: State, entity: int, partition: int) -> int:
+def _slot(tables: Tables, state: State, entity: int, partition: int) -> int:
     slot = state.slots[entity, partition]
     if slot < 0:
         slot = state.used[1]
@@ -372,12 +451,15 @@ def _slot(state: State, entity: int, partition: int) -> int:
         state.runs[slot, :, :2] = 0
         state.runs[slot, :, 2] = -1
         state.dirty[0, slot] = 0
+        _forget(tables, state, slot)
     return int(slot)
 
 
 @njit(cache=True, nogil=True)
 def _fold(tables: Tables, state: State, slot: int, inputs: Inputs, row: int, time: int) -> None:
     newest = max(state.newest[slot], time)
+    if time < state.newest[slot]:
+        _forget(tables, state, slot)  # it may fall into a closed tile
     state.newest[slot] = newest
     if not state.dirty[0, slot]:
         state.dirty[0, slot] = 1
@@ -398,6 +480,7 @@ def run(
     steps: Steps,
     inputs: Inputs,
     acc: Accumulators,
+    part: Accumulators,
     results: Results,
     begin: int,
     lateness: int,
@@ -422,13 +505,13 @@ def run(
                 continue
             if state.used[0] + reserve > state.words.shape[0]:
                 return i
-            slot = _slot(state, entity, partition)
+            slot = _slot(tables, state, entity, partition)
             if checks and _would_overflow(tables, state, slot, inputs, row, time):
                 results.status[i] = OVERFLOW
                 continue
             _fold(tables, state, slot, inputs, row, time)
         if row < 0 or emit:
-            _finish(tables, state, entity, time, acc, results, i)
+            _finish(tables, state, entity, time, acc, part, results, i)
     return int(steps.row.shape[0])
 
 
@@ -490,8 +573,9 @@ def is_sound(tables: Tables, blob: NDArray[np.int64]) -> bool:
 @njit(cache=True, nogil=True)
 def load(tables: Tables, state: State, entity: int, partition: int, blob: NDArray[np.int64]) -> None:
     """Put an encoded state (already checked) in place of what the entity has on the partition."""
-    slot = _slot(state, entity, partition)
+    slot = _slot(tables, state, entity, partition)
     tracks = tables.tracks.shape[0]
+    _forget(tables, state, slot)
     state.newest[slot] = blob[1]
     at = 2 + tracks
     for k in range(tracks):

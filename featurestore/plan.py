@@ -35,7 +35,7 @@ class Tables(NamedTuple):
 
     tracks: NDArray[np.int64]  # hop, keep (longest window), stride (words a tile), first op, end op, most tiles
     ops: NDArray[np.int64]  # primitive, lane, word in the tile, word of the lane's N
-    groups: NDArray[np.int64]  # track, window length, first output, end output
+    groups: NDArray[np.int64]  # track, window length, first output, end output, first word in the cache
     outs: NDArray[np.int64]  # finish, word, word of the lane's N, op (the one whose sum may overflow)
 
 
@@ -57,6 +57,14 @@ class Plan:
     outputs: tuple[Feature, ...]
     tables: Tables
     checks_overflow: bool
+
+    @property
+    def cache_words(self) -> int:
+        """Words that the kernel's cache of merged tiles takes, by entity and partition."""
+        tables = self.tables
+        last = tables.groups[-1]
+        track = tables.tracks[last[0]]
+        return int(last[4] + 2 + track[2] + track[4] - track[3])
 
     @property
     def state_words(self) -> int:
@@ -156,9 +164,12 @@ def _outputs(
     for feature in view.stored:
         by_window.setdefault((_window(feature).hop, _window(feature).length), []).append(feature)
     outputs: list[Feature] = []
-    groups, outs = [], []
+    groups: list[list[int]] = []
+    outs: list[list[int]] = []
+    cached = 0
     for (hop, length), features in by_window.items():
-        groups.append([hops.index(hop), length, len(outputs), len(outputs) + len(features)])
+        groups.append([hops.index(hop), length, len(outputs), len(outputs) + len(features), cached])
+        cached += 2 + sum(WORDS.get(primitive, 1) + 1 for _, primitive in words[hop]) + 1
         for feature in features:
             lane = lanes[_lane_key(feature)]
             primitive = _primitive(feature, made[lane].is_float)

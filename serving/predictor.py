@@ -46,7 +46,7 @@ def model_rows(service: Service, events: pl.DataFrame, features: Mapping[View, p
 
 
 class Champion:
-    """The serving model of a service, followed as its alias moves; before the first one, a model that learnt nothing."""
+    """The serving model of a service, followed as its alias moves; at first, a model that learnt nothing."""
 
     def __init__(self, service: Service, store: ModelStore) -> None:
         self._service, self._store = service, store

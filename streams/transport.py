@@ -151,8 +151,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     async def _own(self, topics: list[str]) -> None:
         """Take all partitions, and again whenever there are more."""
         consumer, owned = self._ensure_consumer(), set[TP]()
-        await consumer._client.set_topics(topics)
         while not self.should_stop:
+            await consumer._client.set_topics(topics)
             found = {TP(topic, at) for topic in topics for at in consumer.partitions_for_topic(topic) or ()}
             if found != owned:
                 await self._reassign(consumer, owned, found)

@@ -250,6 +250,12 @@ def test_first_and_last_go_by_time_then_partition_then_offset():
     assert read(state) == {"first_5s": 6, "last_5s": 4, "first_lifetime": 6, "last_lifetime": 4}
 
 
+def test_what_a_float_sum_rounds_off_in_one_tile_is_there_when_another_cancels_it():
+    state = state_of(made({"total": Sum("x"), "mean": Mean("x")}, windows=["5s"]))
+    do(state, numbered(event(NOON + time, x=x) for time, x in [(0, 1e16), (0, 1.0), (1_000, -1e16), (2_000, 1.0)]))
+    assert read(state) == {"total_5s": 2.0, "mean_5s": 0.5}
+
+
 def test_an_integer_sum_that_would_overflow_is_refused_whole_and_its_neighbours_stay_exact():
     state = state_of(made({"total": Sum("i"), "n": Count(), "top": Max("i"), "mean": Mean("i")}, windows=["5s"]))
     big = INT64 - 1
@@ -271,9 +277,11 @@ def test_a_window_whose_sum_leaves_int64_is_null_and_one_that_comes_back_is_exac
 def test_an_expired_tile_overflows_no_event_whether_it_is_still_in_memory_or_not():
     chosen = made({"total": Sum("i")}, source=SOURCES[2], windows=["5s"])
     state = state_of(chosen)
-    do(state, [event(NOON, i=INT64 - 1), event(NOON + 60_000, i=1, offset=1)])
-    late = [event(NOON, i=1, offset=2)]
-    assert bits(do(restored(state), late)) == bits(do(state, late))
+    do(state, numbered(event(NOON + time, i=INT64 - 1) for time in (0, 1_000, 2_000, 3_000, 4_000, 60_000)))
+    late = [event(NOON, i=1, offset=6)]
+    got = bits(do(restored(state), late))
+    assert got == bits(do(state, late))
+    assert STATUSES[got[0][-1]] == "folded"
 
 
 def test_an_event_too_late_for_every_window_is_not_folded():

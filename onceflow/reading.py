@@ -1,0 +1,36 @@
+"""Putting a reader of online features together from settings and definitions."""
+
+from __future__ import annotations
+
+import time
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from featurestore import UnavailableError
+from featurestore.stores import OnlineStore
+from onceflow.modules import Definitions
+from onceflow.settings import Settings
+from serving.reader import FeatureReader
+
+
+def now_ms() -> int:
+    """Wall-clock time, ms since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def topic_partitions(kafka: str) -> dict[str, int]:
+    """The number of partitions of every topic there is; UnavailableError when Kafka does not answer."""
+    try:
+        topics = AdminClient({"bootstrap.servers": kafka, "log_level": 0}).list_topics(timeout=10).topics
+    except KafkaException as error:
+        raise UnavailableError(f"cannot reach Kafka at {kafka}: {error.args[0].str()}") from error
+    return {name: len(topic.partitions) for name, topic in topics.items()}
+
+
+def build_reader(definitions: Definitions, settings: Settings, store: OnlineStore) -> FeatureReader:
+    """A reader of every view. A topic that is not there yet is taken to get the partitions of the settings."""
+    there = topic_partitions(settings.kafka)
+    views = list(definitions.views.values())
+    partitions = {view.source.name: there.get(view.source.name, settings.partitions) for view in views}
+    return FeatureReader(views, store, partitions, now_ms, stream_time=settings.mode == "replay")

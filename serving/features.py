@@ -1,0 +1,140 @@
+"""`/get-online-features`: which features of which entities are asked for, and the answer as Feast's clients read it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from featurestore import Feature, View
+from featurestore.errors import DataError
+from featurestore.expressions import closest
+from learner import Service
+from serving.http import Refusal
+from serving.instants import instant, rfc3339
+from serving.messages import FeaturesMetadata, FeaturesRequest, FeaturesResponse, Scalar, Vector
+from serving.metrics import Metrics
+from serving.reader import NOT_FOUND, PRESENT, Key, Lookup, SharedReader
+
+#: Most entities, or events, in one request.
+MAX_ENTITIES = 1_000
+
+NULL_VALUE = "NULL_VALUE"
+_NO_TIME = rfc3339(0)
+_PYTHON: dict[str, type] = {"str": str, "int": int, "bool": bool, "timestamp[ms]": int}
+
+
+class Features:
+    """Answers for `views` and, by the names of their services, for what those need."""
+
+    def __init__(
+        self, views: Mapping[str, View], services: Mapping[str, Service], reader: SharedReader, metrics: Metrics
+    ) -> None:
+        self._views, self._services = views, services
+        self._reader, self._metrics = reader, metrics
+
+    async def answer(self, request: FeaturesRequest) -> FeaturesResponse:
+        """The features as they were asked for. Raises Refusal and DataError for a request that cannot be answered."""
+        chosen = self._chosen(request)
+        names = _names(chosen, full=request.full_feature_names)
+        size = _size(request.entities)
+        as_of = None if request.as_of is None else instant(request.as_of)
+        views = list(dict.fromkeys(feature.view for feature in chosen))
+        lookups = [Lookup(view, keys_of(view, request.entities), as_of) for view in views]
+        answers = await self._reader.read(lookups)
+        blocks = {view.key: _Block(view, frame) for view, frame in zip(views, answers, strict=True)}
+        for block in blocks.values():
+            self._metrics.looked_up(block.view.name, Counter(block.statuses))
+        columns = [Vector(values, [PRESENT] * size, [_NO_TIME] * size) for values in request.entities.values()]
+        effective = {block.view.name: block.effective for block in blocks.values()}
+        return FeaturesResponse(
+            FeaturesMetadata([*request.entities, *names], as_of, effective),
+            [*columns, *(blocks[feature.view.key].vector(feature) for feature in chosen)],
+        )
+
+    def _chosen(self, request: FeaturesRequest) -> list[Feature]:
+        if (request.features is None) == (request.feature_service is None):
+            raise Refusal(400, "give either features or feature_service", 'such as "features": ["view:feature"]')
+        if request.features is not None:
+            return [self._feature(name) for name in request.features]
+        assert request.feature_service is not None
+        service = self._services.get(request.feature_service)
+        if service is None:
+            raise Refusal(
+                404,
+                f"there is no feature service {request.feature_service!r}",
+                closest(request.feature_service, self._services),
+            )
+        return [self._feature(name) for name in service.window_inputs]
+
+    def _feature(self, full_name: str) -> Feature:
+        view_name, _, name = full_name.partition(":")
+        view = self._views.get(view_name)
+        if view is None:
+            raise Refusal(404, f"there is no view {view_name!r}", closest(view_name, self._views))
+        feature = view.features.get(name)
+        if feature is None:
+            raise Refusal(404, f"view {view_name!r} has no feature {name!r}", closest(name, view.features))
+        return feature
+
+
+def keys_of(view: View, entities: Mapping[str, Sequence[Scalar]]) -> list[Key]:
+    """The entities of a view from columns of values. Raises DataError for a missing column or a value of another type.
+
+    A null is no fault: such an entity is not found.
+    """
+    for column in view.entity.keys:
+        if column not in entities:
+            raise DataError(f"view {view.name!r} is looked up by {column!r}; give its values in entities")
+        kind = view.source.types[column]
+        wanted = _PYTHON[kind]
+        for value in entities[column]:
+            if value is not None and type(value) is not wanted:
+                raise DataError(f"entity column {column!r} is a {kind}, and {value!r} is none")
+    return list(zip(*(entities[column] for column in view.entity.keys), strict=True))
+
+
+class _Block:
+    """One view's share of the answer."""
+
+    def __init__(self, view: View, frame: pl.DataFrame) -> None:
+        self.view, self._frame = view, frame
+        self.effective: list[int] = frame["_effective"].to_list()
+        self.statuses: list[str] = frame["_status"].to_list()
+        self._times = [rfc3339(time) for time in frame["_newest"].to_list()]
+
+    def vector(self, feature: Feature) -> Vector:
+        values: list[Scalar] = self._frame[feature.name].to_list()
+        if feature.type == "float":
+            values = [value if value is not None and math.isfinite(value) else None for value in values]  # type: ignore[arg-type]
+        statuses = [
+            NULL_VALUE if value is None and status != NOT_FOUND else status
+            for value, status in zip(values, self.statuses, strict=True)
+        ]
+        known = [None if status == NOT_FOUND else value for value, status in zip(values, self.statuses, strict=True)]
+        return Vector(known, statuses, self._times)
+
+
+def _names(chosen: Sequence[Feature], *, full: bool) -> list[str]:
+    names = [f"{feature.view.name}__{feature.name}" if full else feature.name for feature in chosen]
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise Refusal(
+            400,
+            f"{name!r} is asked for {count} times",
+            "name every feature once; features of one name in two views need full_feature_names",
+        )
+    return names
+
+
+def _size(entities: Mapping[str, Sequence[Scalar]]) -> int:
+    """How many entities there are."""
+    sizes = {len(values) for values in entities.values()}
+    if len(sizes) != 1:
+        raise DataError("entities needs at least one column of values, and all columns the same number of values")
+    [size] = sizes
+    if size > MAX_ENTITIES:
+        raise DataError(f"{size} entities are too many: ask for at most {MAX_ENTITIES:,} at a time")
+    return size
