@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,23 +100,31 @@ def chunks(logs: Mapping[Partition, pl.DataFrame], ranks: Mapping[str, int], siz
     """The merged order of whole logs, about `size` events at a time."""
     aligner = Aligner(ranks)
     aligner.assign(dict.fromkeys(logs))
-    given = dict.fromkeys(logs, 0)
-    for partition, frame in logs.items():
-        aligner.drain(partition, drained=not len(frame))
-    while True:
-        waiting = aligner.waiting()
-        for partition in waiting:
-            frame, at = logs[partition], given[partition]
-            piece = frame[at : at + size]
-            start = int(frame["_offset"][at - 1]) + 1 if at else 0
-            aligner.push(partition, piece, start, int(piece["_offset"][-1]) + 1)
-            given[partition] = at + len(piece)
-            aligner.drain(partition, drained=given[partition] == len(frame))
+    pieces = {partition: _pieces(frame, size) for partition, frame in logs.items()}
+    newest: dict[Partition, float] = dict.fromkeys(logs, -math.inf)
+    while newest or any(map(aligner.buffered, logs)):
+        if newest:
+            last = min(newest, key=newest.__getitem__)  # the one that all others wait for
+            piece = next(pieces[last], None)
+            if piece is None:
+                aligner.drain(last)
+                del newest[last]
+            else:
+                aligner.push(last, *piece)
+                newest[last] = max(newest[last], piece[0]["_time"].to_numpy().max())
         chunk = aligner.take(size)
         if chunk is not None:
             yield chunk
-        elif not waiting:
-            return
+
+
+def _pieces(frame: pl.DataFrame, size: int) -> Iterator[tuple[pl.DataFrame, int, int]]:
+    """A partition's events a piece at a time, with the offsets [start, next) that each piece covers."""
+    start = 0
+    for at in range(0, len(frame), size):
+        piece = frame[at : at + size]
+        end = int(piece["_offset"][-1]) + 1
+        yield piece, start, end
+        start = end
 
 
 def _number(folder: Path) -> int:

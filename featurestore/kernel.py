@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 1
+# Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.
+_compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 #: What became of an event: folded; too late for every window; quarantined, since an integer sum would overflow; left
 #: out of the view, since its entity key is null.
 FOLDED, LATE, OVERFLOW, KEYLESS = range(4)
@@ -102,7 +104,7 @@ class Results(NamedTuple):
     status: NDArray[np.int8]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _take_run(state: State, track: int, size_class: int, stride: int) -> int:
     start = state.free[track, size_class]
     if start >= 0:
@@ -113,7 +115,7 @@ def _take_run(state: State, track: int, size_class: int, stride: int) -> int:
     return int(start)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _drop_expired(state: State, slot: int, track: int, stride: int, oldest: int) -> None:
     """Forget tiles older than every window of the track."""
     start, tiles = state.runs[slot, track, 0], state.runs[slot, track, 1]
@@ -126,7 +128,7 @@ def _drop_expired(state: State, slot: int, track: int, stride: int, oldest: int)
         state.runs[slot, track, 1] = tiles - gone
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _make_room(state: State, slot: int, track: int, stride: int, size_class: int) -> None:
     """Move a run to a larger size."""
     run = state.runs[slot, track]
@@ -140,7 +142,7 @@ def _make_room(state: State, slot: int, track: int, stride: int, size_class: int
     run[0], run[2] = new, size_class
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _place(state: State, slot: int, track: int, stride: int, index: int) -> int:
     """How many tiles of the run lie before `index`."""
     start, low, high = state.runs[slot, track, 0], 0, state.runs[slot, track, 1]
@@ -155,7 +157,7 @@ def _place(state: State, slot: int, track: int, stride: int, index: int) -> int:
     return int(low)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _tile(state: State, slot: int, track: int, stride: int, index: int, oldest: int) -> int:
     """The first word of the tile, made when it is not there."""
     place = _place(state, slot, track, stride, index)
@@ -179,7 +181,7 @@ def _tile(state: State, slot: int, track: int, stride: int, index: int, oldest: 
     return int(at)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _add(
     state: State, ops: NDArray[np.int64], first: int, end: int, at: int, inputs: Inputs, row: int, time: int
 ) -> None:
@@ -214,7 +216,7 @@ def _add(
             words[w + 1] = inputs.words[lane, row]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _add_real(reals: NDArray[np.float64], w: int, value: float) -> None:
     total = reals[w] + value
     if np.isfinite(total):
@@ -225,12 +227,12 @@ def _add_real(reals: NDArray[np.float64], w: int, value: float) -> None:
     reals[w] = total
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _overflows(a: int, b: int) -> bool:
     return (b > 0 and a > _INT_MAX - b) or (b < 0 and a < _INT_MIN - b)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _merge(
     ops: NDArray[np.int64],
     first: int,
@@ -275,7 +277,7 @@ def _merge(
             aw[a], aw[a + 1] = words[b], words[b + 1]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _finish_one(out: NDArray[np.int64], acc: Accumulators, results: Results, step: int, j: int) -> None:
     aw, ar = acc.words, acc.reals
     code, w, n = out[0], out[1], aw[out[2]]
@@ -303,7 +305,7 @@ def _finish_one(out: NDArray[np.int64], acc: Accumulators, results: Results, ste
     results.valid[step, j] = valid
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _recall(tables: Tables, state: State, slot: int, g: int, acc: Accumulators) -> None:
     """Take from the cache what is merged of a group's window."""
     track, at = tables.groups[g, 0], tables.groups[g, 4] + 2
@@ -314,7 +316,7 @@ def _recall(tables: Tables, state: State, slot: int, g: int, acc: Accumulators) 
         acc.wraps[o] = state.cache[slot, at + stride + o - first]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _remember(tables: Tables, state: State, slot: int, g: int, oldest: int, newest: int, acc: Accumulators) -> None:
     """Put into the cache what is merged of a group's window."""
     track, at = tables.groups[g, 0], tables.groups[g, 4]
@@ -327,14 +329,14 @@ def _remember(tables: Tables, state: State, slot: int, g: int, oldest: int, newe
         state.cache[slot, at + 2 + stride + o - first] = acc.wraps[o]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _forget(tables: Tables, state: State, slot: int) -> None:
     """Drop what the cache has of a slot."""
     for g in range(tables.groups.shape[0]):
         state.cache[slot, tables.groups[g, 4]] = _INT_MIN
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _window(tables: Tables, state: State, slot: int, g: int, oldest: int, acc: Accumulators) -> bool:
     """Merge the slot's tiles from `oldest` on into `acc`, oldest to newest; False when there are none.
 
@@ -363,7 +365,7 @@ def _window(tables: Tables, state: State, slot: int, g: int, oldest: int, acc: A
     return True
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _finish(
     tables: Tables,
     state: State,
@@ -409,7 +411,7 @@ def _finish(
             _finish_one(tables.outs[j], acc, results, step, j)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _is_late(tables: Tables, time: int, limit: int) -> bool:
     for k in range(tables.tracks.shape[0] - 1, -1, -1):  # the longest windows are the last
         hop = tables.tracks[k, 0]
@@ -418,7 +420,7 @@ def _is_late(tables: Tables, time: int, limit: int) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _would_overflow(tables: Tables, state: State, slot: int, inputs: Inputs, row: int, time: int) -> bool:
     newest = max(state.newest[slot], time)
     for k in range(tables.tracks.shape[0]):
@@ -438,7 +440,7 @@ def _would_overflow(tables: Tables, state: State, slot: int, inputs: Inputs, row
     return False
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _slot(tables: Tables, state: State, entity: int, partition: int) -> int:
     slot = state.slots[entity, partition]
     if slot < 0:
@@ -455,7 +457,7 @@ def _slot(tables: Tables, state: State, entity: int, partition: int) -> int:
     return int(slot)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _fold(tables: Tables, state: State, slot: int, inputs: Inputs, row: int, time: int) -> None:
     newest = max(state.newest[slot], time)
     if time < state.newest[slot]:
@@ -473,7 +475,7 @@ def _fold(tables: Tables, state: State, slot: int, inputs: Inputs, row: int, tim
             _add(state, tables.ops, tables.tracks[k, 3], tables.tracks[k, 4], at, inputs, row, time)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def run(
     tables: Tables,
     state: State,
@@ -491,7 +493,9 @@ def run(
 
     A folded event gets a row of results when `emit` is set; a read always does.
     """
-    reserve = (tables.tracks[:, 2] * tables.tracks[:, 5]).sum() * 2
+    reserve = 0
+    for k in range(tables.tracks.shape[0]):
+        reserve += tables.tracks[k, 2] * tables.tracks[k, 5] * 2
     for i in range(begin, steps.row.shape[0]):
         row, entity, time = steps.row[i], steps.entity[i], steps.time[i]
         if row >= 0:
@@ -550,7 +554,7 @@ def encode(
             to += live * stride
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def is_sound(tables: Tables, blob: NDArray[np.int64]) -> bool:
     """Whether the words are an encoded state: of this format, as many tiles as they say, in order, none expired."""
     tracks = tables.tracks.shape[0]

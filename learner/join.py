@@ -28,18 +28,27 @@ class LabelJoin:
     prediction: the first label has won, or the wait is over, or the id is unknown).
     An id may be used again once its prediction has joined or expired.
 
+    With `hold`, a label that finds no prediction is kept, until the clock passes its time + wait, for one that has not
+    been seen yet, and counts as unmatched only then. At most `HELD` labels are kept; beyond, the oldest go. Always
+
+        labels = joined + null + unmatched + held
+
     `rows[slot]` holds a prediction's numbers. A slot stays readable after its label joined, until `release`.
     """
 
-    def __init__(self, wait: int, width: int) -> None:
+    def __init__(self, wait: int, width: int, *, hold: bool = False) -> None:
         self.wait = wait
+        self.hold = hold
         self.rows: NDArray[np.float64] = np.empty((64, width))
         self.clock = _BEGINNING
-        self.predictions = self.joined = self.duplicates = self.unnamed = self.null = self.unmatched = 0
-        self._expired = 0
+        self.predictions = self.joined = self.duplicates = self.unnamed = self.null = 0
+        self._expired = self._unmatched = 0
         self._waiting: dict[str, tuple[int, int]] = {}  # id -> (event time, slot)
         self._free = list(range(64))
         self._spent: list[int] = []
+        self._early: dict[str, list[tuple[int, float]]] = {}  # id -> (time, value) of labels held, oldest first
+        self._swept = 0  # how many labels were held after the last sweep
+        self.held_at_most = 0  # no fewer than are held
 
     def predicted(self, key: str | None, time: int) -> int:
         """The slot for a prediction's row, or -1 when it cannot wait for a label."""

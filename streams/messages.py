@@ -11,14 +11,15 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from featurestore import predictions as shared
 from featurestore.align import Partition
 from featurestore.definitions import View
 from featurestore.errors import DataError
+from featurestore.predictions import decode_prediction
+from featurestore.predictions import prediction_topic as prediction_topic  # noqa: PLC0414 - it belongs to this page
 
 #: A message stays well under the megabyte that brokers take by default.
 _MESSAGE_BYTES = 500_000
@@ -54,11 +55,6 @@ class Record:
 def feature_topic(view: View) -> str:
     """The topic of a view's online writes."""
     return f"features.{view.name}"
-
-
-def prediction_topic(service: str) -> str:
-    """The topic of a service's predictions."""
-    return f"predictions.{service}"
 
 
 def feature_messages(view: View, events: pl.DataFrame, spans: Mapping[Partition, tuple[int, int]]) -> Iterator[Message]:
@@ -120,40 +116,13 @@ def prediction_messages(service: str, predictions: pl.DataFrame) -> Iterator[Mes
         yield Message(topic, partition, value.encode(), key.encode())
 
 
-class _PredictionJson(msgspec.Struct):
-    id: str
-    event_time: int
-    prediction: bool
-    probabilities: dict[str, float]
-    model_version: int
-    variant: str
-    features: dict[str, float | None]
-    effective_time: int
-    offset: int
-
-
-_PREDICTIONS = msgspec.json.Decoder(_PredictionJson)
-
-
 def prediction_table(values: Sequence[bytes], partition: int, features: Sequence[str]) -> pa.Table:
     """The table of a run of messages of `predictions.<service>`; DataError for one that is not ours."""
     try:
-        rows = [_PREDICTIONS.decode(value) for value in values]
-    except msgspec.DecodeError as error:
-        raise DataError(f"a message of partition {partition} is no prediction of onceflow: {error}") from error
-    columns = {
-        "_partition": pa.array(np.full(len(rows), partition, np.int32)),
-        "_offset": pa.array([row.offset for row in rows], pa.int64()),
-        "_time": pa.array([row.event_time for row in rows], pa.int64()),
-        "_effective": pa.array([row.effective_time for row in rows], pa.int64()),
-        "id": pa.array([row.id for row in rows], pa.string()),
-        "prediction": pa.array([row.prediction for row in rows], pa.bool_()),
-        "probability": pa.array([row.probabilities["true"] for row in rows], pa.float64()),
-        "model_version": pa.array([row.model_version for row in rows], pa.int64()),
-        "variant": pa.array([row.variant for row in rows], pa.string()),
-    }
-    inputs = {name: pa.array([row.features.get(name) for row in rows], pa.float64()) for name in features}
-    return pa.table(columns | inputs)
+        rows = [decode_prediction(value) for value in values]
+    except DataError as error:
+        raise DataError(f"a message of partition {partition} is {error}") from error
+    return shared.prediction_table(rows, partition, features)
 
 
 def rejected(record: Record, error: str, detail: str) -> Message:

@@ -126,6 +126,17 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                 self._consumer._fetcher._prefetch_backoff = PREFETCH_BACKOFF
                 return
 
+    async def on_thread_stop(self) -> None:
+        """Leave the group and disconnect, also while the broker is away."""
+        fetcher = self._consumer and self._consumer._fetcher
+        if fetcher is not None:
+            # aiokafka's own `close` fails on a request that waits to be tried again, and leaves the thread hanging.
+            for task in fetcher._pending_tasks:
+                task.cancel()
+            await asyncio.gather(*fetcher._pending_tasks, return_exceptions=True)
+            fetcher._pending_tasks.clear()
+        await super().on_thread_stop()
+
     def on_crash(self, msg: str, *fmt: object, **kwargs: object) -> None:
         """Print nothing: the error reaches the caller of `run`."""
 

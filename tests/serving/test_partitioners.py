@@ -31,15 +31,16 @@ def test_records_lie_where_their_keys_lead(partitioner, kafka, prefix):
     keys = [(f"card {i} é", i, i % 2 == 0) for i in range(60)]
     frame = pl.DataFrame(keys, schema=["k", "g", "b"], orient="row")
     produce_frame(kafka, topic, frame, ["k", "g", "b"], PARTITIONS, partitioner=partitioner)
-    placed = {key: partition for partition in range(PARTITIONS) for key in keys_on(kafka, topic, partition)}
+    placed = places(kafka, topic, len(keys))
     assert placed == {text: partition_of(partitioner, text, PARTITIONS) for text in map(key_text, keys)}
     assert len(set(placed.values())) == PARTITIONS
 
 
-def keys_on(kafka, topic, partition):
+def places(kafka, topic, count):
+    """The partition of each key."""
     consumer = Consumer({"bootstrap.servers": kafka, "group.id": "unused", "log_level": 0})
     try:
-        consumer.assign([TopicPartition(topic, partition, 0)])
-        return [message.key() for message in consumer.consume(60, timeout=1.5)]
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
+        return {message.key(): message.partition() for message in consumer.consume(count, timeout=30)}
     finally:
         consumer.close()

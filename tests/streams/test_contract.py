@@ -1,0 +1,128 @@
+"""The private names of Faust, mode and aiokafka that streams/transport.py and streams/app.py rely on.
+
+When one of these fails after an upgrade, read what became of the name before changing the pins in pyproject.toml: most
+of them decide which records are delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from importlib.metadata import version
+
+import aiokafka
+import faust
+import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
+from aiokafka.consumer.subscription_state import Assignment, TopicPartitionState
+from faust.app.base import App, BootStrategy
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery
+from faust.transport.consumer import Consumer, ConsumerThread, ThreadDelegateConsumer
+from faust.transport.drivers import aiokafka as driver
+from mode.services import Service
+from mode.threads import QueueServiceThread, ServiceThread
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_versions_are_those_that_were_read():
+    assert [version(name) for name in ("faust-streaming", "aiokafka")] == ["0.15.3", "0.14.0"]
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (driver.AIOKafkaConsumerThread._create_worker_consumer, ["self", "transport"]),
+        (driver.AIOKafkaConsumerThread._seek_wait, ["self", "consumer", "partitions"]),
+        (
+            driver.AIOKafkaConsumerThread._fetch_records,
+            ["self", "consumer", "active_partitions", "timeout", "max_records"],
+        ),
+        (driver.AIOKafkaConsumerThread._commit, ["self", "offsets"]),
+        (driver.AIOKafkaConsumerThread._ensure_consumer, ["self"]),
+        (driver.AIOKafkaConsumerThread.on_thread_stop, ["self"]),
+        (driver.AIOKafkaConsumerThread.subscribe, ["self", "topics"]),
+        (driver.Consumer._new_consumer_thread, ["self"]),
+        (driver.Consumer._to_message, ["self", "tp", "record"]),
+        (ThreadDelegateConsumer._commit, ["self", "offsets"]),
+        (ThreadDelegateConsumer._getmany, ["self", "active_partitions", "timeout"]),
+        (Consumer._wait_next_records, ["self", "timeout"]),
+        (Consumer.force_commit, ["self", "topics", "start_new_transaction"]),
+        (Consumer.seek_to_committed, ["self"]),
+        (Consumer.on_partitions_revoked, ["self", "revoked"]),
+        (Consumer.on_buffer_drop, ["self", "tp"]),
+        (Consumer.verify_event_path, ["self", "now", "tp"]),
+        (ConsumerThread.on_partitions_assigned, ["self", "assigned", "generation_id"]),
+        (ConsumerThread.on_partitions_revoked, ["self", "revoked"]),
+        (QueueServiceThread.call_thread, ["self", "fun", "args", "kwargs"]),
+        (ServiceThread.on_crash, ["self", "msg", "fmt", "kwargs"]),
+        (Service.add_future, ["self", "coro"]),
+        (TableManager._update_channels, ["self"]),
+        (Recovery._wait, ["self", "coro", "timeout"]),
+        (Fetcher.fetched_records, ["self", "partitions", "timeout", "max_records"]),
+        (Fetcher._notify, ["self", "future"]),
+        (Assignment.state_value, ["self", "tp"]),
+        (AIOKafkaClient.set_topics, ["self", "topics"]),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_a_method_takes_what_it_took(function, names):
+    assert parameters(function) == names
+
+
+def test_the_flow_of_records_calls_what_the_transport_replaces():
+    assert "await self._wait_next_records(timeout)" in inspect.getsource(Consumer.getmany)
+    assert "active_partitions is None" in inspect.getsource(Consumer.getmany)
+    assert "self._fetch_records" in inspect.getsource(driver.AIOKafkaConsumerThread.getmany)
+    assert "await self.seek_to_committed()" in inspect.getsource(Consumer.perform_seek)
+    assert "consumer.perform_seek()" in inspect.getsource(Recovery._resume_streams)
+    assert "except IllegalStateError" in inspect.getsource(Recovery._restart_recovery.fun)
+    assert "await self.crash(exc)" in inspect.getsource(Service._execute_task)
+
+
+def test_a_fetch_looks_its_partitions_up_each_time_and_moves_the_position_past_markers():
+    assert "if partitions and tp not in partitions" in inspect.getsource(Fetcher.fetched_records)
+    assert "state.consumed_to(self._partition_records.next_fetch_offset)" in inspect.getsource(
+        FetchResult._update_position
+    )
+    assert inspect.getsource(PartitionRecords._unpack_records).count("next_fetch_offset = next_batch.next_offset") == 3
+    assert isinstance(TopicPartitionState.has_valid_position, property)
+
+
+def test_the_objects_have_the_attributes_that_are_set_or_read():
+    async def main():
+        consumer = aiokafka.AIOKafkaConsumer("topic", group_id="group")
+        missing = [
+            name
+            for name in (
+                "_isolation_level",
+                "_auto_offset_reset",
+                "_fetch_max_wait_ms",
+                "_partition_assignment_strategy",
+                "_fetcher",
+                "_subscription",
+                "_client",
+            )
+            if not hasattr(consumer, name)
+        ]
+        fetcher = Fetcher(consumer._client, consumer._subscription)
+        missing += [
+            name for name in ("_prefetch_backoff", "_fetch_waiters", "_pending_tasks") if not hasattr(fetcher, name)
+        ]
+        state = TopicPartitionState(None)
+        missing += [name for name in ("lso", "_position") if not hasattr(state, name)]
+        await fetcher.close()
+        await consumer.stop()
+        return missing
+
+    assert asyncio.run(main()) == []
+    source = inspect.getsource(Consumer.__init__) + inspect.getsource(Consumer._reset_state)
+    for name in ("_active_partitions", "_committed_offset", "can_resume_flow", "flow_active"):
+        assert f"self.{name}" in source
+    assert {"enable_kafka_producer", "enable_web", "enable_sensors"} <= set(vars(BootStrategy))
+    assert hasattr(App, "on_first_start")
+    assert "topic.maxsize" not in inspect.getsource(faust.App.topic)  # still dropped: batch_topic sets it
