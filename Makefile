@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .cache/uv/bin/uv)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format lock bench clean
 
 demo: .venv/.synced
 	@$(BIN)/onceflow demo
@@ -28,9 +28,15 @@ bench: .venv/.synced
 clean:
 	rm -rf .venv .cache .onceflow dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.venv/.synced: pyproject.toml uv.lock $(filter .cache/%,$(UV))
-	@$(UV) sync --quiet --frozen
+.venv/.synced: pyproject.toml requirements.lock $(filter .cache/%,$(UV))
+	@test -x $(BIN)/python || $(UV) venv --quiet --python-preference only-system
+	@$(UV) pip sync --quiet requirements.lock
+	@$(UV) pip install --quiet --no-deps --editable .
 	@touch $@
+
+# The exact versions of everything that a developer's environment holds.
+lock: $(filter .cache/%,$(UV))
+	@$(UV) export --quiet --no-hashes --no-emit-project --all-extras --all-groups --no-header --no-annotate > requirements.lock
 
 # Only where uv is not on PATH: a home of its own, for it would remove itself from the environment that it keeps exact.
 .cache/uv/bin/uv:

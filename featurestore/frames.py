@@ -106,10 +106,12 @@ def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64]) -> pl.D
 
 
 def with_derived_features(view: View, frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame of stored features with the view's derived ones."""
-    return evaluated(
-        frame, {f.name: (f.expression, f.type) for f in view.features.values() if f.expression is not None}
-    )
+    """The frame of stored features with the view's derived ones. One that has no value, as 0 / 0 has none, is null."""
+    for feature in view.features.values():
+        if feature.expression is not None:
+            value = feature.expression.fill_nan(None) if feature.type == "float" else feature.expression
+            frame = evaluated(frame, {feature.name: (value, feature.type)})
+    return frame
 
 
 def checked_events(source: Source, frame: pl.DataFrame) -> pl.DataFrame:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from learner.early import EarlyLabels
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,8 +30,8 @@ class LabelJoin:
     prediction: the first label has won, or the wait is over, or the id is unknown).
     An id may be used again once its prediction has joined or expired.
 
-    With `hold`, a label that finds no prediction is kept, until the clock passes its time + wait, for one that has not
-    been seen yet, and counts as unmatched only then. At most `HELD` labels are kept; beyond, the oldest go. Always
+    With `hold`, a label without a waiting prediction is not unmatched yet: it is kept for one that may still come
+    (`learner.early`), and joins it by `told_before`. Always
 
         labels = joined + null + unmatched + held
 
@@ -39,6 +41,7 @@ class LabelJoin:
     def __init__(self, wait: int, width: int, *, hold: bool = False) -> None:
         self.wait = wait
         self.hold = hold
+        self.early = EarlyLabels(wait)
         self.rows: NDArray[np.float64] = np.empty((64, width))
         self.clock = _BEGINNING
         self.predictions = self.joined = self.duplicates = self.unnamed = self.null = 0
@@ -46,9 +49,6 @@ class LabelJoin:
         self._waiting: dict[str, tuple[int, int]] = {}  # id -> (event time, slot)
         self._free = list(range(64))
         self._spent: list[int] = []
-        self._early: dict[str, list[tuple[int, float]]] = {}  # id -> (time, value) of labels held, oldest first
-        self._swept = 0  # how many labels were held after the last sweep
-        self.held_at_most = 0  # no fewer than are held
 
     def predicted(self, key: str | None, time: int) -> int:
         """The slot for a prediction's row, or -1 when it cannot wait for a label."""
@@ -70,15 +70,23 @@ class LabelJoin:
         self._waiting[key] = (time, slot)
         return slot
 
+    def told_before(self, key: str, time: int) -> float | None:
+        """The label held for the prediction that was just stored, which joins it; None when there is none."""
+        value = self.early.take(key, time)
+        if value is not None:
+            self._spent.append(self._waiting.pop(key)[1])
+            self.joined += 1
+        return value
+
     def labelled(self, key: str | None, time: int, value: float | None) -> int:
         """The slot of the prediction that this label joins, or -1."""
         self.clock = max(self.clock, time)
-        if value not in (0.0, 1.0):
+        if value is None or value not in (0.0, 1.0):
             self.null += 1
             return -1
         held = None if key is None else self._waiting.get(key)
         if key is None or held is None or self._expire(key, held) or time < held[0]:
-            self.unmatched += 1
+            self._unmatch(key, time, value)
             return -1
         del self._waiting[key]
         self._spent.append(held[1])
@@ -103,6 +111,18 @@ class LabelJoin:
         return self._expired
 
     @property
+    def unmatched(self) -> int:
+        """Labels that found no prediction, and for which none may come any more."""
+        self._sweep()
+        return self._unmatched + self.early.dropped
+
+    @property
+    def held(self) -> int:
+        """Labels kept for predictions that may still come."""
+        self._sweep()
+        return len(self.early)
+
+    @property
     def pending(self) -> int:
         """Predictions that still wait."""
         self._sweep()
@@ -112,23 +132,26 @@ class LabelJoin:
         """All of it as plain values; waiting predictions in the order in which they came."""
         self._sweep()
         slots = np.array([slot for _, slot in self._waiting.values()], np.int64)
-        return {
+        early = {"early": self.early.dump()} if self.early.dropped or self.early else {}
+        return early | {
             "wait": self.wait,
             "clock": self.clock,
-            "counts": [self.predictions, self.joined, self.duplicates, self.unnamed, self.null, self.unmatched],
+            "counts": [self.predictions, self.joined, self.duplicates, self.unnamed, self.null, self._unmatched],
             "ids": list(self._waiting),
             "times": np.array([time for time, _ in self._waiting.values()], np.int64),
             "rows": self.rows[slots],
         }
 
     @classmethod
-    def load(cls, state: dict[str, Any]) -> Self:
+    def load(cls, state: dict[str, Any], *, hold: bool = False) -> Self:
         """What `dump` gave, to the bit."""
         rows = state["rows"]
-        join = cls(state["wait"], rows.shape[1])
+        join = cls(state["wait"], rows.shape[1], hold=hold)
+        if "early" in state:
+            join.early = EarlyLabels.load(join.wait, state["early"])
         join.clock = state["clock"]
         counts: Sequence[int] = state["counts"]
-        join.predictions, join.joined, join.duplicates, join.unnamed, join.null, join.unmatched = counts
+        join.predictions, join.joined, join.duplicates, join.unnamed, join.null, join._unmatched = counts
         join._expired = join.predictions - join.joined - len(rows)
         room = max(64, 2 * len(rows))
         join.rows = np.empty((room, rows.shape[1]))
@@ -150,6 +173,14 @@ class LabelJoin:
         horizon = self.clock - self.wait
         for key, held in [(key, held) for key, held in self._waiting.items() if held[0] < horizon]:
             self._expire(key, held)
+        if self.early:
+            self.early.sweep(self.clock)
+
+    def _unmatch(self, key: str | None, time: int, value: float) -> None:
+        if self.hold and key is not None:
+            self.early.keep(key, time, value, self.clock)
+        else:
+            self._unmatched += 1
 
     def _grow(self) -> None:
         size = len(self.rows)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: same model without windowed inputs. The last two tell what the model, and what its features, are worth.
 SCORES = ("model", "prior", "without_windows")
 
+_SERVED = "probability"  # the column of predictions that says what was answered
+
 
 class _Matches(NamedTuple):
     """How rows met: a slot for each prediction (-1: not stored) and, for each label that joined, in order, ..."""
@@ -44,10 +46,11 @@ class ServiceLoop:
     """One service's models, waiting predictions, scores and place in its topics.
 
     A micro-batch of `service.batch` labels is learnt the moment its last label joins: every later prediction comes from
-    the new model, `model_version` one higher. Version 0 has learnt nothing.
+    the new model, `model_version` one higher. Version 0 has learnt nothing. With `hold`, labels that come before their
+    predictions are kept for them: for who cannot tell in which order they happened.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, hold: bool = False) -> None:
         self.service = service
         self.model = compile_model(service.model, service.inputs)
         self.without_windows = compile_model(service.model, service.columns)
@@ -55,7 +58,7 @@ class ServiceLoop:
         self.scores = {name: Scores() for name in SCORES}
         self.positions: dict[tuple[str, int], int] = {}
         width = len(service.inputs)
-        self._join = LabelJoin(service.label.wait_ms, width + len(SCORES))
+        self._join = LabelJoin(service.label.wait_ms, width + len(SCORES), hold=hold)
         self._columns = np.array([service.inputs.index(name) for name in service.columns], np.int64)
         self._rows: Floats = np.empty((0, width))  # joined, and not learnt yet
         self._labels: Floats = np.empty(0)
@@ -67,13 +70,16 @@ class ServiceLoop:
         Both frames have `_step` Int64, `_partition`, `_offset`, `_time` (event time, ms) and `id` (String or null).
         `predictions` has a number or null for each of `service.inputs`; `labels` have `value`, 0 or 1 or null. Rows
         below `positions` are ignored; moving those is up to the caller (`advance`).
+        A column `probability` of `predictions`, if there is one, says what was answered, by whatever model served: that
+        is stored and scored as the model's, and the model itself is not asked.
 
         Returns a row for each prediction: `id`, `_partition`, `_offset`, `_time`, `probability`, `prediction` (at 0.5),
-        `prior`, `without_windows`, `model_version`. Raises DataError for frames that lack a column.
+        `prior`, `without_windows`, `model_version`. Raises DataError for frames that lack a column, or whose
+        `probability` is none.
         """
         predictions = self._unseen(predictions, self.service.on.name, self.service.inputs)
         labels = self._unseen(labels, self.service.label.source.name, ("value",))
-        rows = self._matrix(predictions)
+        rows, served = self._matrix(predictions), self._served(predictions)
         slots, joined, values, seen = self._match(predictions, labels)
         result, versions = np.empty((len(rows), len(SCORES))), np.empty(len(rows), np.int64)
         kept = slots >= 0
@@ -83,7 +89,7 @@ class ServiceLoop:
             end = min(done + self.service.batch - len(self._labels), len(joined))
             full = end - done == self.service.batch - len(self._labels)
             upto = seen[end - 1] if full else len(rows)
-            result[start:upto] = self._probabilities(rows[start:upto])
+            result[start:upto] = self._probabilities(rows[start:upto], None if served is None else served[start:upto])
             versions[start:upto] = self.model_version
             run = slice(start, upto)
             self._join.rows[slots[run][kept[run]], rows.shape[1] :] = result[run][kept[run]]
@@ -143,9 +149,9 @@ class ServiceLoop:
         }
 
     @classmethod
-    def load(cls, service: Service, state: Mapping[str, Any]) -> Self:
+    def load(cls, service: Service, state: Mapping[str, Any], *, hold: bool = False) -> Self:
         """What `dump` gave, to the bit. Raises FormatError when it was made for another definition of the service."""
-        loop = cls(service)
+        loop = cls(service, hold=hold)
         made_for, wanted = state.get("made_for", {}), _identity(service)
         changed = [name for name in wanted if made_for.get(name) != wanted[name]]
         models: list[Model] = [] if changed else [load_model(state[name]) for name in ("model", "without_windows")]
@@ -159,7 +165,7 @@ class ServiceLoop:
         loop.model_version = state["model_version"]
         loop._learnt, loop._learnt_true = state["learnt"]
         loop.scores = {name: Scores.load(state["scores"][name]) for name in SCORES}
-        loop._join = LabelJoin.load(state["join"])
+        loop._join = LabelJoin.load(state["join"], hold=hold)
         loop._rows, loop._labels = state["rows"], state["labels"]
         return loop
 
@@ -168,7 +174,8 @@ class ServiceLoop:
         missing = [name for name in needed if name not in frame.columns]
         if missing:
             raise DataError(f"service {self.service.name!r}: rows of {topic!r} lack {', '.join(missing)}")
-        frame = frame.select(*needed[:4], pl.col("id").cast(pl.String), pl.col(*columns).cast(pl.Float64))
+        numbers = [*columns, _SERVED] if _SERVED in frame.columns and _SERVED not in columns else columns
+        frame = frame.select(*needed[:4], pl.col("id").cast(pl.String), pl.col(*numbers).cast(pl.Float64))
         for (known, partition), following in self.positions.items():
             if known == topic:
                 frame = frame.filter((pl.col("_partition") != partition) | (pl.col("_offset") >= following))
@@ -177,6 +184,17 @@ class ServiceLoop:
     def _matrix(self, predictions: pl.DataFrame) -> Floats:
         """The inputs as float64 [n, f] with NaN for null."""
         return predictions.select(pl.col(*self.service.inputs).fill_null(np.nan)).to_numpy(order="c")
+
+    def _served(self, predictions: pl.DataFrame) -> Floats | None:
+        """What was answered [n], where the predictions say so."""
+        if _SERVED not in predictions.columns or _SERVED in self.service.inputs:
+            return None
+        column = predictions[_SERVED]
+        if not column.is_between(0, 1).all(ignore_nulls=False):
+            raise DataError(
+                f"service {self.service.name!r}: a column {_SERVED!r} must hold a number from 0 to 1 in every row"
+            )
+        return column.to_numpy()
 
     def _match(self, predictions: pl.DataFrame, labels: pl.DataFrame) -> _Matches:
         """Join labels to predictions in order; only ids and times are looked at."""
@@ -192,16 +210,22 @@ class ServiceLoop:
                 if slot >= 0:
                     joined.append((slot, value, len(slots)))
             else:
-                slots.append(self._join.predicted(*next(asked)))
+                key, time = next(asked)
+                slot = self._join.predicted(key, time)
+                slots.append(slot)
+                if slot >= 0 and self._join.early and (value := self._join.told_before(key, time)) is not None:
+                    joined.append((slot, value, len(slots)))
         table = np.array(joined, np.float64).reshape(-1, 3)
         joins = table[:, [0, 2]].astype(np.int64)
         return _Matches(np.array(slots, np.int64), joins[:, 0], table[:, 1], joins[:, 1])
 
-    def _probabilities(self, rows: Floats) -> Floats:
-        """The three scores [n, 3] of rows [n, f] by the models as they are."""
+    def _probabilities(self, rows: Floats, served: Floats | None) -> Floats:
+        """The three scores [n, 3] of rows [n, f] by the models as they are; the first is `served` [n] if given."""
         prior = (self._learnt_true + 1) / (self._learnt + 2)
         without = self.without_windows.predict(np.ascontiguousarray(rows[:, self._columns]))
-        return np.column_stack([self.model.predict(rows), np.full(len(rows), prior), without])
+        return np.column_stack(
+            [self.model.predict(rows) if served is None else served, np.full(len(rows), prior), without]
+        )
 
     def _score(self, stored: Floats, labels: Floats) -> None:
         """Score stored predictions [n, f + 3] by their labels and put them into the micro-batch."""

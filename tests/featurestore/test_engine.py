@@ -274,6 +274,18 @@ def test_a_window_whose_sum_leaves_int64_is_null_and_one_that_comes_back_is_exac
     assert read(state, as_of=NOON) == {"total_5s": big, "mean_5s": pytest.approx(big / 3, rel=1e-15)}
 
 
+def test_a_window_over_several_partitions_leaves_int64_and_comes_back_in_the_same_way():
+    state = state_of(made({"total": Sum("i")}, windows=["5s"]))
+    big = INT64 - 1
+    events = numbered(
+        event(NOON + 1_000 * n, partition=p, i=i) for p, i in [(0, 7), (1, big), (2, -big)] for n in (0, 1, 2)
+    )
+    do(state, events[:6])
+    assert read(state) == {"total_5s": None}
+    do(state, events[6:])
+    assert read(state) == {"total_5s": 21}
+
+
 def test_an_expired_tile_overflows_no_event_whether_it_is_still_in_memory_or_not():
     chosen = made({"total": Sum("i")}, source=SOURCES[2], windows=["5s"])
     state = state_of(chosen)
@@ -383,6 +395,16 @@ def test_states_are_looked_up_once_until_the_partition_is_written_elsewhere():
     more = state.number([b"i%d" % n for n in range(500)])
     assert len(state.missing(more, [1])) == 500
     assert state.missing(numbers, [1]) == [(0, 1), (1, 1)]
+
+
+def test_a_state_that_was_written_elsewhere_takes_the_place_of_the_one_in_memory():
+    mine = state_of(made({"n": Count(), "x": Sum("x")}, windows=["5s"]))
+    do(mine, numbered(event(NOON + time, x=1.0) for time in (0, 1_000, 2_000)))
+    other = restored(mine)
+    do(other, [event(NOON, x=5.0, offset=3)])
+    mine.stale(0)
+    mine.load(0, 0, other.blobs(0)[b"sa"])
+    assert read(mine) == read(other) == {"n_5s": 4, "x_5s": 8.0}
 
 
 def test_an_entity_that_is_nowhere_stored_leaves_no_state_behind():

@@ -89,7 +89,7 @@ async def drop(url, views):
 
 
 def get(*arguments):
-    return CliRunner().invoke(cli.app, ["get", *arguments, "-m", "features.py"])
+    return CliRunner().invoke(cli.app, ["get", "-m", "features.py", *arguments])
 
 
 def test_get_prints_features_and_the_time_they_are_as_of(project):

@@ -1,0 +1,94 @@
+"""Labels that came before their predictions.
+
+Live, a label may overtake its prediction: a worker that was down predicts late on events whose labels are there already.
+Waiting with all labels until the predictions have caught up is no way out, because a partition that is silent and one
+that is behind look the same. So an early label is kept for as long as its prediction could still join it.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any, Self
+
+import numpy as np
+
+#: So many labels are kept at most: a topic may be full of labels for what is never predicted on.
+MOST = 1 << 20
+
+_SWEEP = 1024
+
+
+class EarlyLabels:
+    """Labels by id, each kept until the clock passes its time + `wait` (ms). Beyond `most`, the oldest go.
+
+    `dropped` counts the ones kept in vain.
+    """
+
+    def __init__(self, wait: int, most: int = MOST) -> None:
+        self.wait = wait
+        self.most = most
+        self.dropped = 0
+        self._labels: dict[str, list[tuple[int, float]]] = {}  # (time, value), in the order in which they came
+        self._count = 0
+        self._limit = _SWEEP
+
+    def __len__(self) -> int:
+        return self._count
+
+    def keep(self, key: str, time: int, value: float, clock: int) -> None:
+        """Keep a label of 0 or 1."""
+        if self._count >= min(self._limit, self.most):
+            self.sweep(clock)
+            self._make_room()
+            self._limit = max(_SWEEP, 2 * self._count)
+        self._labels.setdefault(key, []).append((time, value))
+        self._count += 1
+
+    def take(self, key: str, time: int) -> float | None:
+        """The first label of a prediction made at `time`, which is handed out once; None when there is none."""
+        labels = self._labels.get(key, [])
+        for i, (told, value) in enumerate(labels):
+            if told >= time:
+                del labels[i]
+                if not labels:
+                    del self._labels[key]
+                self._count -= 1
+                return value
+        return None
+
+    def sweep(self, clock: int) -> None:
+        """Drop the labels whose time + wait the clock has passed."""
+        horizon = clock - self.wait
+        kept = {key: [label for label in labels if label[0] >= horizon] for key, labels in self._labels.items()}
+        self._replace({key: labels for key, labels in kept.items() if labels})
+
+    def dump(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        flat = [(key, *label) for key, labels in self._labels.items() for label in labels]
+        return {
+            "ids": [key for key, _, _ in flat],
+            "times": np.array([time for _, time, _ in flat], np.int64),
+            "values": np.array([value for _, _, value in flat], np.float64),
+            "dropped": self.dropped,
+        }
+
+    @classmethod
+    def load(cls, wait: int, state: dict[str, Any]) -> Self:
+        """What `dump` gave."""
+        early = cls(wait)
+        early.dropped = state["dropped"]
+        for key, *label in zip(state["ids"], state["times"].tolist(), state["values"].tolist(), strict=True):
+            early._labels.setdefault(key, []).append((label[0], label[1]))
+        early._count = len(state["ids"])
+        early._limit = max(_SWEEP, 2 * early._count)
+        return early
+
+    def _make_room(self) -> None:
+        """At the limit, drop the ids that have been kept longest: a quarter, so that it seldom happens."""
+        if self._count >= self.most:
+            self._replace(dict(islice(self._labels.items(), len(self._labels) // 4 + 1, None)))
+
+    def _replace(self, labels: dict[str, list[tuple[int, float]]]) -> None:
+        before, self._labels = self._count, labels
+        self._count = sum(map(len, labels.values()))
+        self.dropped += before - self._count
