@@ -1,8 +1,8 @@
 """Labels that came before their predictions.
 
-Live, a label may overtake its prediction: a worker that was down predicts late on events whose labels are there already.
-Waiting with all labels until the predictions have caught up is no way out, because a partition that is silent and one
-that is behind look the same. So an early label is kept for as long as its prediction could still join it.
+Live, a label may overtake its prediction: a worker that was down predicts late, on events whose labels are there. To
+wait with all labels until the predictions have caught up is no way out, because a partition that is silent and one that
+is behind look the same. So an early label is kept for as long as its prediction could still join it.
 """
 
 from __future__ import annotations

@@ -116,6 +116,7 @@ class ServiceLoop:
             "labels_expired": join.expired,
             "labels_pending": join.pending,
             "labels_unmatched": join.unmatched,
+            "labels_held": join.held,
             "labels_null": join.null,
             "labels_learnt": self._learnt,
             "predictions_duplicate": join.duplicates,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -100,13 +101,14 @@ class _Block:
     """One view's share of the answer."""
 
     def __init__(self, view: View, frame: pl.DataFrame) -> None:
-        self.view, self._frame = view, frame
-        self.effective: list[int] = frame["_effective"].to_list()
-        self.statuses: list[str] = frame["_status"].to_list()
-        self._times = [rfc3339(time) for time in frame["_newest"].to_list()]
+        self.view = view
+        self._columns: dict[str, Any] = dict(zip(frame.columns, zip(*frame.rows(), strict=True), strict=False))
+        self.effective: list[int] = list(self._columns.get("_effective", ()))
+        self.statuses: list[str] = list(self._columns.get("_status", ()))
+        self._times = [rfc3339(time) for time in self._columns.get("_newest", ())]
 
     def vector(self, feature: Feature) -> Vector:
-        values: list[Scalar] = self._frame[feature.name].to_list()
+        values: Sequence[Scalar] = self._columns.get(feature.name, ())
         if feature.type == "float":
             values = [value if value is not None and math.isfinite(value) else None for value in values]  # type: ignore[arg-type]
         statuses = [

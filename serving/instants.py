@@ -28,7 +28,7 @@ def instant(given: int | str) -> int:
 def rfc3339(time: int) -> str:
     """Such as "2024-05-01T12:00:00Z", with milliseconds when there are any."""
     seconds, ms = divmod(time, 1000)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    text = datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
     return f"{text}.{ms:03}Z" if ms else f"{text}Z"
 
 

@@ -27,7 +27,6 @@ Key: TypeAlias = tuple[str | int | bool | None, ...]
 
 #: What was found of an entity: its state; none; one that no window can see any more, soon to be deleted.
 PRESENT, NOT_FOUND, OUTSIDE_MAX_AGE = "PRESENT", "NOT_FOUND", "OUTSIDE_MAX_AGE"
-_STATUSES = pl.Series([PRESENT, NOT_FOUND, OUTSIDE_MAX_AGE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,21 +212,24 @@ class _Work:
         inputs = Inputs(words, words.view(np.float64), np.zeros(words.shape, np.bool_))
         results = self.state.run(steps, inputs, emit=False)
         effective, newest = results.effective[:size], results.effective[size:]
-        return feature_frame(self._plan, results, np.arange(size)).with_columns(
+        marks = [
             pl.Series("_effective", effective),
             pl.Series("_newest", newest),
-            self._statuses(numbers, effective - newest).alias("_status"),
-        )
+            pl.Series("_status", self._statuses(numbers, effective - newest), pl.String),
+        ]
+        return feature_frame(self._plan, results, np.arange(size)).hstack(marks)
 
     def _numbers(self) -> NDArray[np.int64]:
         known = [entity for entity in self._entities if entity is not None]
         numbers = iter(self.state.number(known).tolist())
         return np.array([NO_ENTITY if entity is None else next(numbers) for entity in self._entities], np.int64)
 
-    def _statuses(self, numbers: NDArray[np.int64], ages: NDArray[np.int64]) -> pl.Series:
-        found = np.array([number in self._found for number in numbers.tolist()], np.bool_)
-        codes = np.where(found, np.where(ages > _max_age(self._plan.view), 2, 0), 1)
-        return _STATUSES.gather(codes.tolist())
+    def _statuses(self, numbers: NDArray[np.int64], ages: NDArray[np.int64]) -> list[str]:
+        longest = _max_age(self._plan.view)
+        return [
+            NOT_FOUND if number not in self._found else OUTSIDE_MAX_AGE if age > longest else PRESENT
+            for number, age in zip(numbers.tolist(), ages.tolist(), strict=True)
+        ]
 
 
 def _max_age(view: View) -> int:

@@ -126,6 +126,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                 self._consumer._fetcher._prefetch_backoff = PREFETCH_BACKOFF
                 return
 
+    async def stop(self) -> None:
+        """Stop the thread, also one that has only just begun to start."""
+        while self._thread_started.is_set() and not self._started.is_set():  # noqa: ASYNC110 - set by the thread
+            await asyncio.sleep(0.01)
+        await super().stop()
+
     async def on_thread_stop(self) -> None:
         """Leave the group and disconnect, also while the broker is away."""
         fetcher = self._consumer and self._consumer._fetcher

@@ -216,7 +216,9 @@ def test_events_that_the_stream_refuses_have_no_row():
     source = Source("sums", schema={"k": str, "i": int, "at": int}, event_time="at", key="k")
     made = view(entity=KEY, source=source, windows=["1m"])(type("Sums", (), {"s": Sum("i")}))
     meta = {"_partition": 0, "k": "a"}
-    rows = [{**meta, "i": i, "at": 1, "_time": 1, "_timestamp": 1, "_offset": o} for o, i in enumerate([2**62, 2**62, 1])]
+    rows = [
+        {**meta, "i": i, "at": 1, "_time": 1, "_timestamp": 1, "_offset": o} for o, i in enumerate([2**62, 2**62, 1])
+    ]
     events = frame_of(source, rows)
     assert after_events(made, events)["_offset"].to_list() == [0, 2]
     assert at_rows(made, events, pl.DataFrame({"k": ["a"], "at": [5]}))["s_1m"].item() == 2**62 + 1

@@ -63,8 +63,8 @@ class Received:
     def count(self):
         return sum(map(len, self.values.values()))
 
-    async def until(self, condition, timeout=30):
-        async with asyncio.timeout(timeout):
+    async def until(self, condition, seconds=30):
+        async with asyncio.timeout(seconds):
             while not condition():
                 self.changed.clear()
                 with suppress(TimeoutError):

@@ -14,15 +14,20 @@ async def main(app):
 
 
 async def assigned(starts):
-    print("assigned", len(starts), flush=True)
+    say(f"assigned {len(starts)}")
 
 
 async def revoked(tps):
-    print("revoked", len(tps), flush=True)
+    say(f"revoked {len(tps)}")
 
 
 async def receive(batch):
-    print("received", len(batch), flush=True)
+    say(f"received {len(batch)}")
+
+
+def say(what):
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

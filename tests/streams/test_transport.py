@@ -103,9 +103,7 @@ def test_nothing_is_committed_but_what_is_done(pair, prefix):
         async with running(pair.kafka, group, [topic], received, alone=True) as app:
             await received.until(lambda: received.count() == 50)
             app.consumer.done(TP(topic, 0), 10)
-            async with asyncio.timeout(20):
-                while committed(pair.kafka, group, topic, 2)[0] != 10:
-                    await asyncio.sleep(0.2)
+            await received.until(lambda: committed(pair.kafka, group, topic, 2)[0] == 10)
 
     asyncio.run(main())
     assert committed(pair.kafka, group, topic, 2)[0] == 10
@@ -152,7 +150,7 @@ def test_two_members_share_the_partitions_and_those_of_a_killed_one_move(pair, p
         delivery = Delivery(assigned=assigned, revoked=revoked)
         async with running(pair.kafka, group, [topic], received, delivery=delivery) as app:
             await received.until(lambda: len(mine) == 2)
-            with subprocess.Popen([sys.executable, MEMBER, pair.kafka, group, topic]) as other:
+            with subprocess.Popen([sys.executable, MEMBER, pair.kafka, group, topic]) as other:  # noqa: ASYNC220
                 try:
                     await received.until(lambda: len(mine) == 1)
                     await received.until(lambda: app.consumer.flow_active)

@@ -1,0 +1,169 @@
+"""The learner as a process of its own: predictions and labels from Kafka in, models into the store.
+
+All that it knows lies in one file a service, `<service>.learner`: models, waiting predictions, metrics, and how far each
+partition was taken. Whatever dies in between is done again from there: nothing is learnt twice, and nothing is missed.
+In a replay the outcome is the same to the bit. A model is published after the snapshot that holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from featurestore.align import Partition
+from featurestore.errors import ConfigError, FormatError
+from learner import snapshot
+from learner.inputs import Inputs, Options, Place, topics
+from learner.loop import ServiceLoop
+from learner.reader import Reader, Say, wait_for_topics
+from learner.service import Service
+from learner.store import ModelStore
+
+CHAMPION = "champion"
+
+_IDLE_SECONDS = 0.01
+_SHOW_SECONDS = 1.0
+
+
+class LiveLearner:
+    """One service's learner. `folder` is where its snapshot lies.
+
+    `summary` is that of the loop, `lag` the records still to come by topic: both at most a second old, and safe to read
+    from another thread.
+    """
+
+    def __init__(self, service: Service, folder: Path, store: ModelStore, options: Options) -> None:
+        """FormatError: the snapshot is torn, foreign, or of another definition; it is left alone."""
+        self.service = service
+        self.options = options
+        self.lag: dict[str, int] = {}
+        self.published: int | None = None
+        self._store = store
+        self._file = folder / f"{service.name}.learner"
+        self.loop, self._places = _restored(service, self._file, hold=not options.replay)
+        self.summary = self.loop.summary()
+        self._inputs: Inputs | None = None
+        self._rows = 0  # taken since the last snapshot
+        self._due = self._show_at = self._publish_at = 0.0
+        self._took = 0.0  # what the last snapshot took, in seconds
+        self._digest: str | None = None  # of the model published last
+
+    @property
+    def inputs(self) -> Inputs:
+        """What it reads; there once it has begun."""
+        assert self._inputs is not None
+        return self._inputs
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has begun to read."""
+        return self._inputs is not None
+
+    def begin(self, partitions: Mapping[str, int]) -> dict[Partition, int | None]:
+        """Get ready to read topics of so many partitions; returns where to start. GapError: some are gone."""
+        self._inputs = Inputs(self.service, partitions, self._places, self.options)
+        return {at: place.next for at, place in self._inputs.places.items()}
+
+    def turn(self, reader: Reader, now: float, wall: int) -> bool:
+        """Take and learn what has come; returns whether there was anything to do."""
+        heard = self.inputs.receive(reader, now, wall)
+        chunk = self.inputs.take()
+        if chunk is not None:
+            self.loop.step(self.inputs.predictions(chunk), self.inputs.labels(chunk))
+            self._rows += max(1, chunk.events)
+        if now >= self._show_at:
+            self.summary, self.lag = self.loop.summary(), reader.lag()
+            self._show_at = now + _SHOW_SECONDS
+        if self._rows and (now >= self._due or self._rows >= self.options.events):
+            self.checkpoint(now)
+        return heard or chunk is not None
+
+    def checkpoint(self, now: float, *, last: bool = False) -> None:
+        """Write the snapshot and, if it is time or the `last` call, publish what was learnt since."""
+        begun = time.monotonic()
+        if self._rows or last:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            snapshot.write(self._file, self._dump())
+            self._rows = 0
+        if last or now >= self._publish_at:
+            self._publish()
+            self._publish_at = now + self.options.publish
+        # A big one shall not take all the time there is.
+        self._due = now + max(self.options.every, 10 * (time.monotonic() - begun))
+        self.summary = self.loop.summary()
+
+    def _publish(self) -> None:
+        """Put the model into the store as champion, unless it has learnt nothing since."""
+        if not self.loop.model_version:
+            return
+        name, digest = self.service.name, self.loop.model.digest()
+        if self._digest is None:
+            versions = self._store.versions(name)
+            self._digest = self._store.meta(name, versions[-1])["digest"] if versions else ""
+        if digest == self._digest:
+            return
+        places = self.inputs.places if self._inputs is not None else self._places
+        positions = [[topic, partition, place.next] for (topic, partition), place in sorted(places.items())]
+        lineage = {"views": [view.key for view in self.service.views], "positions": positions}
+        self.published = self._store.publish(name, self.loop.model, lineage, self.loop.summary())
+        self._store.alias(name, CHAMPION, self.published)
+        self._digest = digest
+
+    def _dump(self) -> dict[str, Any]:
+        places = self.inputs.places if self._inputs is not None else self._places
+        rows = [[*at, place.next, place.clock, place.source] for at, place in sorted(places.items())]
+        return {"learner": self.loop.dump(), "places": rows}
+
+
+def run(learners: Sequence[LiveLearner], kafka: str, stop: Event, say: Say) -> None:
+    """Learn until told to stop or, with `until_end`, until all is done; then leave a snapshot and publish.
+
+    Waits for Kafka and for topics that are not there. GapError: Kafka no longer has what comes next.
+    """
+    wanted = {topic for learner in learners for topic in topics(learner.service)}
+    partitions = wait_for_topics(kafka, wanted, stop, say)
+    if partitions is None:
+        return
+    with ExitStack() as stack:
+        pairs = []
+        for learner in learners:
+            reader = Reader(kafka, learner.begin(partitions), say)
+            pairs.append((learner, stack.enter_context(closing(reader))))
+        say(f"learning {', '.join(learner.service.name for learner in learners)}")
+        while not stop.is_set() and not all(learner.inputs.finished for learner in learners):
+            busy = [learner.turn(reader, time.monotonic(), _wall()) for learner, reader in pairs]
+            if not any(busy):
+                stop.wait(_IDLE_SECONDS)
+        for learner in learners:
+            learner.checkpoint(time.monotonic(), last=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only learner whose snapshots lie in `folder`; ConfigError when there is another. Ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "learner.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another learner runs on {folder}: stop it first, there is one a project") from None
+        yield
+
+
+def _restored(service: Service, file: Path, *, hold: bool) -> tuple[ServiceLoop, dict[Partition, Place]]:
+    kept = snapshot.read(file)
+    if kept is None:
+        return ServiceLoop(service, hold=hold), {}
+    if "learner" not in kept:
+        raise FormatError(f"{file} is no snapshot of a learner process: move it away, or name another file")
+    places = {(topic, partition): Place(*rest) for topic, partition, *rest in kept["places"]}
+    return ServiceLoop.load(service, kept["learner"], hold=hold), places
+
+
+def _wall() -> int:
+    return time.time_ns() // 1_000_000
