@@ -143,7 +143,7 @@ class _Log:
         frame = pl.DataFrame({"e": self.entities, "p": partitions, "v": self.values})
         return frame.select(pl.col("v").cum_max().over("e", "p")).to_series().to_numpy()
 
-    def __getitem__(self, rows: Ints) -> _Log:
+    def __getitem__(self, rows: Ints | slice) -> _Log:
         return _Log(self.events[rows], self.entities[rows], self.values[rows])
 
 
@@ -243,19 +243,19 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
         folds = part < len(keys)
         count = int(folds.sum())
         piece, asked = slice(event, event + count), by_time[row : row + len(part) - count]
-        found.append(_run(state, log, piece, folds, entities[asked], times[asked]))
+        found.append(_run(state, log[piece], folds, entities[asked], times[asked]))
         event, row = event + count, row + len(asked)
     back = np.empty(len(times), np.int64)
     back[by_time] = np.arange(len(times))
     return pl.concat(found)[back]
 
 
-def _run(state: ViewState, log: _Log, piece: slice, folds: Bools, entities: Ints, times: Ints) -> pl.DataFrame:
-    """Fold a piece of the log and read rows in between, as `folds` says; the rows' features."""
-    events = log.events[piece]
+def _run(state: ViewState, log: _Log, folds: Bools, entities: Ints, times: Ints) -> pl.DataFrame:
+    """Fold the log and read rows in between, as `folds` says; the rows' features."""
+    events = log.events
     steps = Steps(*(np.full(len(folds), -1, np.int64) for _ in range(4)))
     steps.row[folds] = np.arange(len(events))
-    steps.entity[folds], steps.entity[~folds] = log.entities[piece], entities
+    steps.entity[folds], steps.entity[~folds] = log.entities, entities
     steps.partition[folds] = events["_partition"].to_numpy()
     steps.time[folds], steps.time[~folds] = events["_time"].to_numpy(), times
     results = state.run(steps, lane_inputs(state.plan, events), emit=False)

@@ -68,7 +68,7 @@ def differing(left: pl.Series, right: pl.Series) -> Bools:
         return np.asarray(left.ne_missing(right).to_numpy(), np.bool_)
     nulls = left.is_null().to_numpy(), right.is_null().to_numpy()
     bits = _bits(left) != _bits(right)
-    return np.where(nulls[0] | nulls[1], nulls[0] != nulls[1], bits)
+    return np.asarray(np.where(nulls[0] | nulls[1], nulls[0] != nulls[1], bits), np.bool_)
 
 
 def _bits(column: pl.Series) -> NDArray[np.int64]:

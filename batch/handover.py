@@ -10,6 +10,7 @@ import polars as pl
 from batch.backfill import fresh_flow
 from batch.events import chunks, logs_of
 from featurestore.definitions import View
+from featurestore.engine import Changes
 from featurestore.errors import StateError
 from featurestore.flow import Flow
 from featurestore.stores import Commit, OnlineStore, Position
@@ -32,6 +33,7 @@ async def hand_over(
     events: pl.DataFrame,
     ends: Mapping[int, int],
     store: OnlineStore,
+    *,
     owner: str,
     now: int,
     progress: Callable[[int], None] = lambda _: None,
@@ -48,56 +50,70 @@ async def hand_over(
     _refuse_if_ahead(view, ends, await store.positions(view.key, topic, partitions))
     claimed = [await store.claim(view.key, topic, partition, owner) for partition in range(partitions)]
     _refuse_if_ahead(view, ends, claimed)
-    stored = [None if position is None else position.next for position in claimed]
     flow = fresh_flow(view, partitions)
+    writer = _Writer(view, flow, owner, now, [None if position is None else position.next for position in claimed])
     states = done = 0
     for chunk in chunks(logs_of(topic, events), {topic: 0}, EVENTS):
         flow.lookups(chunk, {})
         flow.run(chunk, emit=False)
-        commits = _commits(view, flow, chunk.spans, stored, owner, now)
+        commits = writer.commits({partition: span for (_, partition), span in chunk.spans.items()})
         await store.commit(commits)
         states += sum(len(commit.entities) for commit in commits)
         done += chunk.events
         progress(done)
-    tails = {(topic, partition): (0, end) for partition, end in ends.items()}
-    await store.commit(_commits(view, flow, tails, stored, owner, now))
-    return HandedOver(states, {partition: at for partition, at in enumerate(stored) if at is not None})
+    await store.commit(writer.commits({partition: (0, end) for partition, end in ends.items()}))
+    return HandedOver(states, {partition: at for partition, at in enumerate(writer.stored) if at is not None})
 
 
 def _refuse_if_ahead(view: View, ends: Mapping[int, int], stored: Sequence[Position | None]) -> None:
     for partition, at in enumerate(stored):
-        if at is not None and at.next > ends.get(partition, 0):
+        end = ends.get(partition, 0)
+        if at is not None and at.next > end:
             raise StateError(
                 f"{view.name} on {view.source.name}:{partition}: the stream has come to offset {at.next}, these events "
-                f"only to {ends.get(partition, 0)}: there is nothing to hand over; nothing was written"
+                f"only to {end}: there is nothing to hand over; nothing was written"
             )
 
 
-def _commits(
-    view: View,
-    flow: Flow,
-    spans: Mapping[tuple[str, int], tuple[int, int]],
-    stored: list[int | None],
-    owner: str,
-    now: int,
-) -> list[Commit]:
-    """What brings the store to the ends of the spans, from where `stored` says it is; `stored` moves on."""
-    changes = {change.partition: change for change in flow.changes()[view.key]}
-    commits = []
-    for (topic, partition), (start, end) in sorted(spans.items()):
-        at = stored[partition]
-        if end > (start if at is None else at):
-            change, clock = changes.get(partition), flow.states[view.key].clock(partition)
-            entities, blobs = (change.entities, change.blobs) if change is not None else ([], [])
-            begin, ttl = start if at is None else at, _ttl(view, clock, now)
-            commits.append(Commit(view.key, topic, partition, owner, begin, end, clock or 0, entities, blobs, ttl))
-            stored[partition] = end
-    return commits
+@dataclass
+class _Writer:
+    """Turns what a flow has changed into commits; `stored` is the next offset of each partition in the store."""
 
+    view: View
+    flow: Flow
+    owner: str
+    now: int
+    stored: list[int | None]
 
-def _ttl(view: View, clock: int | None, now: int) -> int | None:
-    """How long a state must be kept (ms): while a window can see it, and as long again as history lies back."""
-    longest = max(feature.window.length for feature in view.stored if feature.window is not None)
-    if longest >= ENDLESS:
-        return None
-    return longest + view.source.lateness_ms + (max(0, now - clock) if clock is not None else 0)
+    def commits(self, spans: Mapping[int, tuple[int, int]]) -> list[Commit]:
+        """What brings the store to the ends of the spans, by partition."""
+        changes = {change.partition: change for change in self.flow.changes()[self.view.key]}
+        nothing = Changes(0, [], [])
+        return [
+            self._commit(changes.get(partition, nothing), partition, start, end)
+            for partition, (start, end) in sorted(spans.items())
+            if end > (self.stored[partition] or start)
+        ]
+
+    def _commit(self, change: Changes, partition: int, start: int, end: int) -> Commit:
+        at, clock = self.stored[partition], self.flow.states[self.view.key].clock(partition)
+        self.stored[partition] = end
+        return Commit(
+            self.view.key,
+            self.view.source.name,
+            partition,
+            self.owner,
+            start if at is None else at,
+            end,
+            clock or 0,
+            change.entities,
+            change.blobs,
+            self._ttl(clock),
+        )
+
+    def _ttl(self, clock: int | None) -> int | None:
+        """How long a state must be kept (ms): while a window can see it, and as long again as history lies back."""
+        longest = max(feature.window.length for feature in self.view.stored if feature.window is not None)
+        if longest >= ENDLESS:
+            return None
+        return longest + self.view.source.lateness_ms + (max(0, self.now - clock) if clock is not None else 0)

@@ -1,4 +1,4 @@
-"""Does everything that was stored equal a replay of the archive, to the bit?
+"""Whether everything that was stored equals a replay of the archive, to the bit.
 
 Three things are compared: states in the online store, rows of the offline mirror, and the features that were logged
 with predictions. Nothing is written.

@@ -88,7 +88,7 @@ def same(found, wanted):
 
 @pytest.mark.parametrize("made", VIEWS, ids=lambda made: made.name)
 @pytest.mark.parametrize("mode", ["event_time", "arrival"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), events=events_of, arrivals=arrivals_of)
 def test_rows_of_any_log_are_the_oracles(made, mode, data, events, arrivals):
     events = [{**each, "_timestamp": at} for each, at in zip(events, arrivals, strict=False)]
@@ -102,7 +102,7 @@ def test_rows_of_any_log_are_the_oracles(made, mode, data, events, arrivals):
         same(answer, wanted)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(events=events_of, size=st.integers(1, 30), made=st.sampled_from(VIEWS))
 def test_features_after_events_do_not_depend_on_where_the_log_is_cut(events, size, made):
     frame = frame_of(SOURCE, log_order(events))
@@ -111,7 +111,7 @@ def test_features_after_events_do_not_depend_on_where_the_log_is_cut(events, siz
     assert (pl.concat(parts) if parts else whole).equals(whole)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(events=events_of, made=st.sampled_from(VIEWS), step=st.integers(2, 4))
 def test_parts_that_are_not_wanted_change_no_other(events, made, step):
     frame = frame_of(SOURCE, log_order(events))
@@ -121,7 +121,7 @@ def test_parts_that_are_not_wanted_change_no_other(events, made, step):
     assert all(part is None or part.equals(whole) for part, whole in zip(some, every, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(events=events_of, made=st.sampled_from(VIEWS))
 def test_rows_at_in_order_events_have_the_bits_of_the_stream(events, made):
     """Of one partition in time order, the last of the events of one instant saw just what a row there sees."""
@@ -132,7 +132,7 @@ def test_rows_at_in_order_events_have_the_bits_of_the_stream(events, made):
     assert at_rows(made, frame, rows).drop("_effective").equals(after.drop("_partition", "_offset"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(events=events_of, rows=rows_of)
 def test_small_steps_and_few_copies_at_a_time_give_the_same(events, rows):
     frame = frame_of(SOURCE, log_order(events))
