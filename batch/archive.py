@@ -47,3 +47,13 @@ def below(frame: pl.DataFrame, ends: Mapping[int, int]) -> pl.DataFrame:
         limits[partition] = end
     keep = offsets < limits[partitions]
     return frame if keep.all() else frame.filter(pl.Series(keep))
+
+
+def archived_partitions(events: Path) -> dict[str, int]:
+    """By topic the number of partitions that the archive folder has."""
+    folders = [folder for folder in events.glob("*/partition=*") if folder.is_dir()]
+    out: dict[str, int] = {}
+    for folder in folders:
+        topic, number = folder.parent.name, int(folder.name.partition("=")[2])
+        out[topic] = max(out.get(topic, 0), number + 1)
+    return out

@@ -63,7 +63,7 @@ def is_log(path: Path, source: Source) -> bool:
 
 
 def reach(path: Path, source: Source) -> dict[int, int]:
-    """By partition the first offset that the files do not cover: an archive's say it, others end with their last event."""
+    """By partition the first offset that is not covered: an archive says it, other files end with their last event."""
     ends: dict[int, int] = {}
     for file in event_files(source, path):
         said = (pq.read_schema(file).metadata or {}).get(b"onceflow")

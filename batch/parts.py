@@ -28,7 +28,8 @@ class Parts:
         self._out = out
         said = json.dumps(job, indent=2, sort_keys=True, default=str).encode()
         there = out / _JOB
-        if out.is_file() or (not resume and out.is_dir() and any(out.iterdir())):
+        used = out.is_dir() and any(out.iterdir())
+        if out.is_file() or (used and not (resume and there.exists())):
             raise ConfigError(f"{out} is not empty: choose a new folder for --out, or go on in it with --resume")
         if there.exists() and there.read_bytes() != said:
             raise ConfigError(f"{out} holds parts of another job (see {there.name} in it): choose a new folder")

@@ -20,10 +20,15 @@ class Window:
     hop: int
 
 
+#: Most tiles of a window: they are all kept, for every entity.
+MAX_TILES = 20_000
+
+
 def window(length: str, *, hop: str | None = None) -> Window:
     """A window with a tile width of its own, such as window("1h", hop="5m"); without `hop` the default one.
 
-    Raises DefinitionError when the hop is wider than the window.
+    Raises DefinitionError when the hop is wider than the window, or so fine that an entity would need more than
+    `MAX_TILES` tiles.
     """
     if length == "lifetime":
         if hop is not None:
@@ -35,6 +40,8 @@ def window(length: str, *, hop: str | None = None) -> Window:
         raise DefinitionError(f'window "{length}": shorter than any default hop; give it one, such as hop="100ms"')
     if step > size:
         raise DefinitionError(f'window "{length}": hop "{hop}" is wider than the window; choose a smaller one')
+    if size // step > MAX_TILES:
+        raise DefinitionError(f'window "{length}": hop "{hop}" makes {size // step:,} tiles; take at most {MAX_TILES:,}')
     return Window(length, size, step)
 
 

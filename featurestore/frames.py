@@ -17,7 +17,7 @@ from featurestore.definitions import View
 from featurestore.errors import DataError
 from featurestore.expressions import TYPES, evaluated
 from featurestore.kernel import Inputs, Results
-from featurestore.keys import encode_entity
+from featurestore.keys import encode_entity, encode_strings
 from featurestore.plan import Plan
 from featurestore.sources import Source
 
@@ -84,8 +84,13 @@ def entity_codes(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.i
     codes[null] = -1
     distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     skip = int(len(distinct) > 0 and distinct[0] < 0)
-    rows = frame.select(keys)[first[skip:]].rows()
-    return inverse.reshape(-1) - skip, [encode_entity(row) for row in rows]
+    return inverse.reshape(-1) - skip, _encoded(frame.select(keys)[first[skip:]])
+
+
+def _encoded(entities: pl.DataFrame) -> list[bytes]:
+    if entities.dtypes == [pl.String]:
+        return encode_strings(entities.to_series().to_list())
+    return [encode_entity(row) for row in entities.rows()]
 
 
 def feature_columns(plan: Plan, results: Results, rows: NDArray[np.int64]) -> dict[str, pa.Array]:

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 - compiled functions take their arrays as they are
 """The compiled kernel: events fold into tiles, tiles merge into windows, windows finish into features.
 
 One kernel serves stream and batch. It works on plain arrays, in the order it is given, and never subtracts a value to
@@ -7,6 +6,9 @@ through two views of it, so that each keeps its own bits.
 
 Sums of floats are compensated after Neumaier, ZAMM 54 (1974); moments follow Welford, Technometrics 4 (1962), and
 merge after Chan, Golub and LeVeque, COMPSTAT (1982).
+
+All of it is one module on purpose: Numba's cache looks only at the file of the function that is called, and would run
+what was compiled from another file's older text.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Options:
     """How a learner runs.
 
     `replay`: history, in an order that depends on the logs alone. `until_end`: stop at the present end of the topics.
-    `max_wait`: how long (seconds) a live learner waits for a partition that has come to its end. `chunk` is how many
-    rows make a step, about; `buffer` how many of one partition may wait.
+    `max_wait`: how long (seconds) a live learner waits for a partition that has come to its end. A step takes about
+    `chunk` rows, fewer where the model is slow; `buffer` is how many of one partition may wait.
     A snapshot is due after `every` seconds or `events` rows; a model is published at most every `publish` seconds.
     """
 
@@ -112,9 +112,9 @@ class Inputs:
         self._control(reader, now)
         return any(records.values for records in batches)
 
-    def take(self) -> Chunk | None:
-        """The next chunk that is certain; it counts as taken."""
-        chunk = self._aligner.take(self._options.chunk)
+    def take(self, limit: int) -> Chunk | None:
+        """The next chunk that is certain, about `limit` rows of it; it counts as taken."""
+        chunk = self._aligner.take(limit)
         if chunk is not None:
             for at, (_, end) in chunk.spans.items():
                 self._places[at] = _moved(self._places[at], chunk.frames.get(at[0]), at[1], end)
@@ -136,8 +136,8 @@ class Inputs:
         for topic, partition in places:
             if (topic, partition) not in self._places:
                 raise GapError(
-                    f"{topic}[{partition}] is gone, and the learner's snapshot has a place in it: the topic was made anew; "
-                    "move the snapshot away to start from what is there"
+                    f"{topic}[{partition}] is gone, and the learner's snapshot has a place in it: the topic was made "
+                    "anew; move the snapshot away to start from what is there"
                 )
 
     def _control(self, reader: Reader, now: float) -> None:

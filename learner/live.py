@@ -1,8 +1,9 @@
 """The learner as a process of its own: predictions and labels from Kafka in, models into the store.
 
-All that it knows lies in one file a service, `<service>.learner`: models, waiting predictions, metrics, and how far each
-partition was taken. Whatever dies in between is done again from there: nothing is learnt twice, and nothing is missed.
-In a replay the outcome is the same to the bit. A model is published after the snapshot that holds it.
+All that it knows lies in one file a service, `<service>.learner`: models, waiting predictions, metrics, and how far
+each partition was taken. What was done after it was written is done again when the process dies: nothing is learnt
+twice, and nothing is missed. In a replay the outcome is the same to the bit. A model is published after the snapshot
+that holds it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from featurestore.align import Partition
+from featurestore.align import Chunk, Partition
 from featurestore.errors import ConfigError, FormatError
 from learner import snapshot
 from learner.inputs import Inputs, Options, Place, topics
@@ -26,8 +27,10 @@ from learner.store import ModelStore
 
 CHAMPION = "champion"
 
-_IDLE_SECONDS = 0.01
+_IDLE_SECONDS = 0.02
 _SHOW_SECONDS = 1.0
+_STEP_SECONDS = 0.5
+_FEWEST = 64
 
 
 class LiveLearner:
@@ -50,8 +53,8 @@ class LiveLearner:
         self._inputs: Inputs | None = None
         self._rows = 0  # taken since the last snapshot
         self._due = self._show_at = self._publish_at = 0.0
-        self._took = 0.0  # what the last snapshot took, in seconds
-        self._digest: str | None = None  # of the model published last
+        self._offered = 0  # the model version that was last considered for publishing
+        self._limit = options.chunk
 
     @property
     def inputs(self) -> Inputs:
@@ -72,16 +75,23 @@ class LiveLearner:
     def turn(self, reader: Reader, now: float, wall: int) -> bool:
         """Take and learn what has come; returns whether there was anything to do."""
         heard = self.inputs.receive(reader, now, wall)
-        chunk = self.inputs.take()
+        chunk = self.inputs.take(self._limit)
         if chunk is not None:
-            self.loop.step(self.inputs.predictions(chunk), self.inputs.labels(chunk))
-            self._rows += max(1, chunk.events)
+            self._learn(chunk)
         if now >= self._show_at:
             self.summary, self.lag = self.loop.summary(), reader.lag()
             self._show_at = now + _SHOW_SECONDS
-        if self._rows and (now >= self._due or self._rows >= self.options.events):
+        if now >= self._due or self._rows >= self.options.events:
             self.checkpoint(now)
         return heard or chunk is not None
+
+    def _learn(self, chunk: Chunk) -> None:
+        begun = time.perf_counter()
+        self.loop.step(self.inputs.predictions(chunk), self.inputs.labels(chunk))
+        self._rows += max(1, chunk.events)
+        # Told to stop, it must be at the end of a step soon. How the rows are cut into steps changes nothing.
+        pace = chunk.events / (time.perf_counter() - begun)
+        self._limit = min(self.options.chunk, max(_FEWEST, int(pace * _STEP_SECONDS)))
 
     def checkpoint(self, now: float, *, last: bool = False) -> None:
         """Write the snapshot and, if it is time or the `last` call, publish what was learnt since."""
@@ -99,23 +109,20 @@ class LiveLearner:
 
     def _publish(self) -> None:
         """Put the model into the store as champion, unless it has learnt nothing since."""
-        if not self.loop.model_version:
+        if self.loop.model_version == self._offered:
             return
-        name, digest = self.service.name, self.loop.model.digest()
-        if self._digest is None:
-            versions = self._store.versions(name)
-            self._digest = self._store.meta(name, versions[-1])["digest"] if versions else ""
-        if digest == self._digest:
-            return
-        places = self.inputs.places if self._inputs is not None else self._places
+        self._offered, name = self.loop.model_version, self.service.name
+        versions = self._store.versions(name)
+        if versions and self._store.meta(name, versions[-1])["digest"] == self.loop.model.digest():
+            return  # published by the process before this one
+        places = self.inputs.places
         positions = [[topic, partition, place.next] for (topic, partition), place in sorted(places.items())]
         lineage = {"views": [view.key for view in self.service.views], "positions": positions}
         self.published = self._store.publish(name, self.loop.model, lineage, self.loop.summary())
         self._store.alias(name, CHAMPION, self.published)
-        self._digest = digest
 
     def _dump(self) -> dict[str, Any]:
-        places = self.inputs.places if self._inputs is not None else self._places
+        places = self.inputs.places
         rows = [[*at, place.next, place.clock, place.source] for at, place in sorted(places.items())]
         return {"learner": self.loop.dump(), "places": rows}
 

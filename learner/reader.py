@@ -131,8 +131,8 @@ class Reader:
 
 def _gap(where: str, why: str) -> GapError:
     return GapError(
-        f"{where} does not hold the offset at which the learner's snapshot ends ({why}): the topic was made anew, or kept "
-        "its records for too short a time; move the snapshot away to start from what is there"
+        f"{where} does not hold the offset at which the learner's snapshot ends ({why}): the topic was made anew, or "
+        "kept its records for too short a time; move the snapshot away to start from what is there"
     )
 
 

@@ -1,14 +1,16 @@
-"""What a worker shows to Prometheus."""
+"""What a worker and a learner show to Prometheus."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from featurestore import ConfigError
+from learner.live import LiveLearner
 from onceflow.services import ReplayService
 from streams.processor import Processor
 from streams.stats import BOUNDS, Stats
@@ -51,7 +53,7 @@ class WorkerCollector(Collector):
         yield spent
         yield GaugeMetricFamily("onceflow_stream_time_ms", "Newest event time", value=stats.stream_time or 0)
         yield self._freshness()
-        yield from self._services()
+        yield from _service_metrics([loop.summary() for loop in self._loops])
 
     def _freshness(self) -> Metric:
         counts = self._stats.freshness.cumsum().tolist()
@@ -61,14 +63,42 @@ class WorkerCollector(Collector):
         family.add_metric([], buckets, sum_value=None)
         return family
 
-    def _services(self) -> Iterable[Metric]:
-        summaries = [loop.summary() for loop in self._loops]
-        for number in _SERVICE_NUMBERS:
-            family = GaugeMetricFamily(f"onceflow_service_{number}", f"{number} of a service", labels=["service"])
-            for summary in summaries:
-                if summary[number] is not None:
-                    family.add_metric([summary["service"]], summary[number])
-            yield family
+
+class LearnerCollector(Collector):
+    """Reads the counters of a process's learners whenever Prometheus asks."""
+
+    def __init__(self, learners: Sequence[LiveLearner]) -> None:
+        self._learners = learners
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics as they were a second ago or less."""
+        read = CounterMetricFamily("onceflow_learner_records", "Records read", labels=["service", "topic"])
+        skipped = CounterMetricFamily(
+            "onceflow_learner_skipped", "Records not learnt from, by reason", labels=["service", "topic", "reason"]
+        )
+        lag = GaugeMetricFamily("onceflow_learner_lag", "Records still to be read", labels=["service", "topic"])
+        published = GaugeMetricFamily("onceflow_learner_published", "Version published last", labels=["service"])
+        for learner in self._learners:
+            name = learner.service.name
+            for topic, count in list(learner.inputs.read.items()) if learner.begun else ():
+                read.add_metric([name, topic], count)
+            for (topic, reason), count in list(learner.inputs.skipped.items()) if learner.begun else ():
+                skipped.add_metric([name, topic, reason], count)
+            for topic, count in learner.lag.items():
+                lag.add_metric([name, topic], count)
+            if learner.published is not None:
+                published.add_metric([name], learner.published)
+        yield from (read, skipped, lag, published)
+        yield from _service_metrics([learner.summary for learner in self._learners])
+
+
+def _service_metrics(summaries: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
+    for number in _SERVICE_NUMBERS:
+        family = GaugeMetricFamily(f"onceflow_service_{number}", f"{number} of a service", labels=["service"])
+        for summary in summaries:
+            if summary[number] is not None:
+                family.add_metric([summary["service"]], summary[number])
+        yield family
 
 
 def serve_metrics(collector: Collector, port: int) -> None:

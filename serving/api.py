@@ -36,6 +36,7 @@ def build_application(
     metrics, shared = Metrics(), SharedReader(reader)
     features = Features(views, services, shared, metrics)
     predictions = Predictions(services, models, shared, now, metrics)
+    predictions.warm()
     listed, described = reply(catalog(views, services)), reply(openapi(version("onceflow")))
 
     async def get_online_features(_: str, body: bytes) -> Reply:

@@ -102,13 +102,15 @@ class _Block:
 
     def __init__(self, view: View, frame: pl.DataFrame) -> None:
         self.view = view
-        self._columns: dict[str, Any] = dict(zip(frame.columns, zip(*frame.rows(), strict=True), strict=False))
-        self.effective: list[int] = list(self._columns.get("_effective", ()))
-        self.statuses: list[str] = list(self._columns.get("_status", ()))
-        self._times = [rfc3339(time) for time in self._columns.get("_newest", ())]
+        # Row by row, since most requests have one row, and taking a column out of a frame costs as much as a row.
+        columns = zip(*frame.rows(), strict=True) if len(frame) else ((),) * frame.width
+        self._columns: dict[str, Any] = dict(zip(frame.columns, columns, strict=True))
+        self.effective: list[int] = list(self._columns["_effective"])
+        self.statuses: list[str] = list(self._columns["_status"])
+        self._times = [rfc3339(time) for time in self._columns["_newest"]]
 
     def vector(self, feature: Feature) -> Vector:
-        values: Sequence[Scalar] = self._columns.get(feature.name, ())
+        values: Sequence[Scalar] = self._columns[feature.name]
         if feature.type == "float":
             values = [value if value is not None and math.isfinite(value) else None for value in values]  # type: ignore[arg-type]
         statuses = [

@@ -43,6 +43,11 @@ class Predictions:
         self._now, self._metrics = now, metrics
         self._champions = {name: Champion(service, models) for name, service in services.items()}
 
+    def warm(self) -> None:
+        """Have every model ready before the first caller has to wait for it."""
+        for name, champion in self._champions.items():
+            champion.answers(pl.DataFrame(dict.fromkeys(self._services[name].inputs, [0.0])))
+
     async def answer(self, name: str, body: bytes) -> Prediction | PredictResponse:
         """The prediction on an event, or those on `events`. Raises Refusal and DataError for what cannot be read."""
         service = self._services.get(name)

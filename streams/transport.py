@@ -13,7 +13,7 @@ Three things differ from Faust's driver on purpose:
   without blocking an agent.
 
 Records of aborted transactions are never seen. Private names of faust-streaming 0.15.3 and aiokafka 0.14.0 are used
-here and nowhere else; tests/streams/test_contract.py names them.
+here, in fetching.py and in app.py, and nowhere else; tests/streams/test_contract.py names them.
 """
 # ruff: noqa: SLF001 - a driver has no public way to change where fetching starts, or what is fetched.
 
@@ -21,43 +21,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import (
-    IllegalStateError,
-    KafkaConnectionError,
-    KafkaError,
-    KafkaTimeoutError,
-    NoOffsetForPartitionError,
-    OffsetOutOfRangeError,
-)
+from aiokafka.errors import IllegalStateError, KafkaTimeoutError
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
-from featurestore.errors import ConfigError, StateError
+from featurestore.errors import ConfigError
 from streams.batches import TP, Batch, BatchSchema, Delivery
+from streams.fetching import ConsumerThread, lost
 
 __all__ = ["TP", "Batch", "BatchSchema", "Consumer", "Delivery", "Transport", "batch_topic", "end_offsets"]
 
 log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
-COMMIT_TIMEOUT = 2.0
-"""Seconds that a commit may take: it only shows the lag, so it must not hold up a rebalance or a stop."""
-FETCH_WAIT_MS = 100
-"""How long the broker may wait for data: a partition that is released must wait for the request under way."""
 FETCH_PATIENCE = 2.0
 """Seconds that a first fetch may take before a position is taken to be refused."""
-PREFETCH_BACKOFF = 0.01
-"""Seconds that data not taken yet, because its partition is held, delays the others of the same broker."""
-BEYOND = 10.0
-"""Seconds that a log may end before the position: a new leader may lag, a topic created again is another one."""
-RETRY = 1.0
-"""Seconds between attempts to reach a broker."""
 
 
 def batch_topic(app: Any, name: str, *, maxsize: int = 16, headers: bool = False) -> Any:  # noqa: ANN401
@@ -84,18 +65,6 @@ async def end_offsets(consumer: Consumer, tps: Iterable[TP]) -> dict[TP, int]:
     return ends
 
 
-def _lost(tp: TP, position: int, first: int, end: int) -> StateError:
-    why = (
-        "the records in between are gone (retention is shorter than the worker was away)"
-        if position < first
-        else "the topic was deleted and created again, or its broker lost data"
-    )
-    return StateError(
-        f"{tp.topic}[{tp.partition}]: the stored position is {position}, but Kafka has {first} to {end}: {why}. "
-        f"Backfill the views of this topic from its archive, or delete their state to start again at {first}.",
-    )
-
-
 class _Wanted:
     """The partitions to fetch now, looked up in the middle of a fetch: a release takes effect at once."""
 
@@ -104,179 +73,6 @@ class _Wanted:
 
     def __contains__(self, tp: object) -> bool:
         return tp in self._consumer._active_partitions and tp not in self._consumer._held
-
-
-class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """The thread that talks to Kafka: it cuts what was fetched to batches that tile their partition."""
-
-    def __init__(self, consumer: Consumer, **options: Any) -> None:  # noqa: ANN401
-        self._next: dict[TP, int] = {}  # where the next batch of each partition starts
-        self._beyond: dict[TP, float] = {}  # since when the log of a partition has ended before its position
-        super().__init__(consumer, **options)
-
-    async def on_start(self) -> None:
-        """Connect, however long that takes."""
-        while not self.should_stop:
-            try:
-                await super().on_start()
-            except KafkaConnectionError:
-                await self._consumer.stop()
-                await self.sleep(RETRY)
-            else:
-                self._consumer._fetcher._prefetch_backoff = PREFETCH_BACKOFF
-                return
-
-    async def stop(self) -> None:
-        """Stop the thread, also one that has only just begun to start."""
-        while self._thread_started.is_set() and not self._started.is_set():  # noqa: ASYNC110 - set by the thread
-            await asyncio.sleep(0.01)
-        await super().stop()
-
-    async def on_thread_stop(self) -> None:
-        """Leave the group and disconnect, also while the broker is away."""
-        fetcher = self._consumer and self._consumer._fetcher
-        if fetcher is not None:
-            # aiokafka's own `close` fails on a request that waits to be tried again, and leaves the thread hanging.
-            for task in fetcher._pending_tasks:
-                task.cancel()
-            await asyncio.gather(*fetcher._pending_tasks, return_exceptions=True)
-            fetcher._pending_tasks.clear()
-        await super().on_thread_stop()
-
-    def on_crash(self, msg: str, *fmt: object, **kwargs: object) -> None:
-        """Print nothing: the error reaches the caller of `run`."""
-
-    def _create_worker_consumer(self, transport: Any) -> Any:  # noqa: ANN401
-        consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = "read_committed"
-        consumer._auto_offset_reset = "none"  # anything else skips what retention took, without a word
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
-        # Range gives one member the same partition numbers of all topics, whose keys often agree.
-        consumer._partition_assignment_strategy = (RangePartitionAssignor,)
-        return consumer
-
-    async def subscribe(self, topics: Iterable[str]) -> None:
-        """Join the group, or take all partitions."""
-        if self.app.alone:
-            await self.call_thread(self._take_all, sorted(topics))
-        else:
-            await super().subscribe(topics)
-
-    def _take_all(self, topics: list[str]) -> None:
-        self.add_future(self._own(topics))
-
-    async def _own(self, topics: list[str]) -> None:
-        """Take all partitions, and again whenever there are more."""
-        consumer, owned = self._ensure_consumer(), set[TP]()
-        while not self.should_stop:
-            await consumer._client.set_topics(topics)
-            found = {TP(topic, at) for topic in topics for at in consumer.partitions_for_topic(topic) or ()}
-            if found != owned:
-                await self._reassign(consumer, owned, found)
-                owned = found
-            await self.sleep(RETRY)
-
-    async def _reassign(self, consumer: Any, old: set[TP], new: set[TP]) -> None:  # noqa: ANN401
-        self.app.on_rebalance_start()
-        if old:
-            await self.on_partitions_revoked(old)
-        consumer.assign([driver.ensure_aiokafka_TP(tp) for tp in new])
-        self.app.consumer_generation_id += 1
-        await self.on_partitions_assigned(new, self.app.consumer_generation_id)
-
-    async def _seek_wait(self, consumer: Any, partitions: Mapping[TP, int]) -> None:  # noqa: ANN401
-        self._next = dict(partitions)
-        self._beyond.clear()
-        await super()._seek_wait(consumer, partitions)
-
-    async def _fetch_records(
-        self,
-        consumer: Any,  # noqa: ANN401
-        active_partitions: Any,  # noqa: ANN401
-        timeout: float | None = None,  # noqa: ASYNC109 - Faust's signature
-        max_records: int | None = None,
-    ) -> dict[TP, list[Batch]]:
-        try:
-            records = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
-        except NoOffsetForPartitionError:
-            return {}  # left from before the partition was sought
-        except OffsetOutOfRangeError as error:
-            await self._refuse(consumer, error.args[0])
-            return {}
-        return self._cut(consumer._subscription.subscription, records)
-
-    async def _refuse(self, consumer: Any, positions: Mapping[TP, int]) -> None:  # noqa: ANN401
-        """Fail on positions that Kafka has lost, unless they are Kafka's own, from before the seek."""
-        for tp, position in positions.items():
-            if self._next.get(tp) == position:
-                first, end = await consumer.beginning_offsets([tp]), await consumer.end_offsets([tp])
-                raise _lost(tp, position, first[tp], end[tp])
-
-    def _cut(self, subscription: Any, records: Mapping[TP, list[Any]]) -> dict[TP, list[Batch]]:  # noqa: ANN401
-        """Cut to batches all that lies between the last cut and the position of the fetcher."""
-        batches = {}
-        for tp, start in self._next.items():
-            state = subscription.assignment.state_value(tp)
-            if state is None or not state.has_valid_position:
-                continue
-            self._check_end(tp, state)
-            if state.position > start:
-                batches[tp] = list(self._batches(tp, start, state.position, records.get(tp, [])))
-                self._next[tp] = state.position
-        return batches
-
-    def _check_end(self, tp: TP, state: Any) -> None:  # noqa: ANN401
-        """Fail when the log has ended before the position for long: not all brokers say that this is out of range."""
-        if state.lso is None or state.lso >= state.position:
-            self._beyond.pop(tp, None)
-        elif time.monotonic() - self._beyond.setdefault(tp, time.monotonic()) > BEYOND:
-            raise _lost(tp, state.position, 0, state.lso)
-
-    def fetched_end(self, tp: TP) -> int | None:
-        """Return the end of the readable log as the last fetch saw it; None before the first fetch."""
-        subscription = self._consumer and self._consumer._subscription.subscription
-        assignment = subscription and subscription.assignment
-        state = assignment and assignment.state_value(tp)
-        end: int | None = state and state.lso
-        return end
-
-    def _batches(self, tp: TP, start: int, end: int, rows: list[Any]) -> Iterator[Batch]:
-        size = self.app.delivery.max_records
-        headers = tp.topic in self.consumer.header_topics
-        for at in range(0, max(len(rows), 1), size):
-            part = rows[at : at + size]
-            stop = end if at + size >= len(rows) else rows[at + size].offset
-            yield Batch(
-                tp.topic,
-                tp.partition,
-                start,
-                stop,
-                np.array([row.offset for row in part], np.int64),
-                np.array([row.timestamp for row in part], np.int64),
-                [row.key for row in part],
-                [row.value for row in part],
-                [row.headers for row in part] if headers else None,
-            )
-            start = stop
-
-    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        consumer = self._ensure_consumer()
-        places = {driver.ensure_aiokafka_TP(tp): offset for tp, offset in offsets.items()}
-        try:
-            await asyncio.wait_for(consumer.commit(places), COMMIT_TIMEOUT)
-        except (KafkaError, TimeoutError) as error:
-            log.debug("commit: %r", error)
-            return False
-        return True
-
-    def wake(self) -> None:
-        """Make a fetch under way look again at which partitions are wanted. May be called from any thread."""
-        self.thread_loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
-        fetcher = self._consumer and self._consumer._fetcher
-        for waiter in list(fetcher._fetch_waiters) if fetcher else ():
-            fetcher._notify(waiter)
 
 
 class Consumer(driver.Consumer):  # type: ignore[misc]
@@ -309,6 +105,10 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Say that all before `next_offset` is safe in the sink: committed to Kafka within about a second."""
         self._done[tp] = next_offset
 
+    def assignment(self) -> set[TP]:
+        """Return the partitions that this consumer has; none before it has reached the broker."""
+        return set() if self._thread._consumer is None else super().assignment()
+
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Subscribe, once all topics are known to take batches."""
         with_headers = set()
@@ -340,7 +140,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         await self.seek_wait(starts)
         for tp, at in starts.items():
             if at < first[tp] or (at > end[tp] and at > await self._seen_end(tp, end[tp])):
-                raise _lost(tp, at, first[tp], end[tp])
+                raise lost(tp, at, first[tp], end[tp])
         await self.app.delivery.assigned(starts)
         return starts
 
@@ -368,8 +168,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
 
     async def on_stop(self) -> None:
         """Let the app finish, then leave the group."""
-        if self._thread._consumer is not None:
-            await self._give_away(self.assignment())
+        await self._give_away(self.assignment())
         await super().on_stop()
 
     async def _give_away(self, tps: set[TP]) -> None:

@@ -12,10 +12,15 @@ import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 
 from onceflow import embedded
 from tests.kafka_server import apache_kafka, docker_kafka, docker_runs, why_no_kafka
+
+# Compiling takes its time, and machines are shared: how long an example takes is no finding.
+hypothesis.settings.register_profile("onceflow", deadline=None)
+hypothesis.settings.load_profile("onceflow")
 
 GIVEN_KAFKA = os.environ.get("ONCEFLOW_TEST_KAFKA")
 GIVEN_REDIS = os.environ.get("ONCEFLOW_TEST_REDIS")

@@ -278,12 +278,12 @@ def test_a_window_over_several_partitions_leaves_int64_and_comes_back_in_the_sam
     state = state_of(made({"total": Sum("i")}, windows=["5s"]))
     big = INT64 - 1
     events = numbered(
-        event(NOON + 1_000 * n, partition=p, i=i) for p, i in [(0, 7), (1, big), (2, -big)] for n in (0, 1, 2)
+        event(NOON + 1_000 * n, partition=p, i=i) for p, i in [(0, 7), (1, big), (2, -big)] for n in (0, 1)
     )
-    do(state, events[:6])
+    do(state, events[:4])
     assert read(state) == {"total_5s": None}
-    do(state, events[6:])
-    assert read(state) == {"total_5s": 21}
+    do(state, events[4:])
+    assert read(state) == {"total_5s": 14}
 
 
 def test_an_expired_tile_overflows_no_event_whether_it_is_still_in_memory_or_not():

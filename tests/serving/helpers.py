@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from featurestore import Count, Entity, Last, Max, Mean, Source, Std, Sum, col, derived, view
 from featurestore.memory import MemoryStore
 from featurestore.stores import Commit
+from learner.store import ModelStore
 from serving.api import build_application
 from serving.reader import FeatureReader
 from tests.featurestore.helpers import PARTITIONS, do, event, numbered, state_of
 
 NOW = 1_700_000_000_000
 MINUTE, HOUR = 60_000, 3_600_000
+NO_MODELS = ModelStore(Path("nowhere"))
 TOPICS = {"events": PARTITIONS, "keyed": PARTITIONS}
 SCHEMA = {"k": str, "g": int, "i": int, "x": float, "b": bool, "s": str, "at": "timestamp[ms]"}
 
@@ -98,13 +101,19 @@ async def filled(store, *views):
     return store
 
 
-def reader_of(store, views=VIEWS.values(), **options):
-    return FeatureReader(list(views), store, TOPICS, lambda: NOW, **options)
+def reader_of(store, views=(), **options):
+    return FeatureReader(list(views or VIEWS.values()), store, TOPICS, lambda: NOW, **options)
 
 
-def application_of(store, services=None, models=None, **options):
+def application_of(store, services=None, models=NO_MODELS, **options):
     reader = reader_of(store, **options)
     return build_application(VIEWS, services or {}, store=store, reader=reader, models=models, now=lambda: NOW)
+
+
+def first_of(answer):
+    """What an answer says of the first entity, by name."""
+    values = [vector["values"][0] for vector in answer["results"]]
+    return dict(zip(answer["metadata"]["feature_names"], values, strict=True))
 
 
 @contextlib.asynccontextmanager

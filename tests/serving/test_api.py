@@ -31,6 +31,7 @@ from tests.serving.helpers import (
     closing,
     events,
     filled,
+    first_of,
     folded,
     put,
 )
@@ -103,7 +104,7 @@ def test_the_answer_has_feasts_shape():
 def test_values_are_the_engines_own_to_the_last_bit():
     for as_of in (NOW, NOW + 30 * MINUTE):
         _, answer = ask({"features": ALL, "entities": {"k": ["a"]}, "as_of": as_of})
-        served = dict(zip(answer["metadata"]["feature_names"], (v["values"][0] for v in answer["results"]), strict=True))
+        served = first_of(answer)
         own = read(folded(Cards), ("a",), as_of)
         assert {name: served[name] for name in own} == own
         assert served["share"] == pytest.approx(own["spend_5m"] / own["spend_1h"], abs=0)
@@ -158,8 +159,13 @@ def test_features_of_several_views_and_types_with_full_names():
 
 def test_a_feature_service_names_the_features_of_its_views():
     entities = {"k": ["a"], "g": [1]}
-    _, answer = ask({"feature_service": "risky", "entities": entities}, services={"risky": risky}, models=None)
+    _, answer = ask({"feature_service": "risky", "entities": entities}, services={"risky": risky})
     assert answer["metadata"]["feature_names"] == ["k", "g", *Cards.outputs, "biggest_lifetime"]
+
+
+def test_no_entities_are_no_fault():
+    _, answer = ask({"features": FIVE, "entities": {"k": []}})
+    assert answer["results"] == [{"values": [], "statuses": [], "event_timestamps": []}] * 3
 
 
 def test_a_null_key_is_nobodys():
@@ -200,7 +206,7 @@ def test_a_key_of_another_type_is_refused(entity):
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'{"entities": NaN}', b"[" * 100_000])
 def test_a_body_that_is_no_request_is_refused(body):
     assert ask(body)[0] == 400
-    assert post("/predict/risky", body, services={"risky": risky}, models=None)[0] in (400, 404)
+    assert post("/predict/risky", body, services={"risky": risky})[0] in (400, 404)
 
 
 class AwayStore(MemoryStore):
@@ -273,7 +279,8 @@ def test_what_is_nowhere_is_404_and_the_wrong_method_405():
     status, answer = post("/nothing", {})
     assert (status, answer["error"]) == (404, "there is nothing here")
     assert post("/catalog", {})[0] == 405
-    assert [reply.status for reply in get(MemoryStore(), "/predict/risky", "/predict/", "/predict/a/b")] == [405, 404, 404]
+    replies = get(MemoryStore(), "/predict/risky", "/predict/", "/predict/a/b")
+    assert [reply.status for reply in replies] == [405, 404, 404]
 
 
 def test_the_catalogue_lists_all_there_is():

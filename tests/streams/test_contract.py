@@ -1,4 +1,4 @@
-"""The private names of Faust, mode and aiokafka that streams/transport.py and streams/app.py rely on.
+"""The private names of Faust, mode and aiokafka that the transport relies on.
 
 When one of these fails after an upgrade, read what became of the name before changing the pins in pyproject.toml: most
 of them decide which records are delivered.

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from featurestore.errors import ConfigError, StateError
 from onceflow import embedded
-from streams import transport
+from streams import fetching
 from streams.app import build_app, run_app
 from streams.transport import TP, Delivery, batch_topic, end_offsets
 from tests.streams.driving import Received, committed, make_topic, numbered, produce, running
@@ -241,7 +241,7 @@ def test_a_position_at_the_very_end_is_a_good_one(pair, prefix):
 
 
 def test_a_topic_that_is_created_again_under_a_running_app_stops_it(prefix, monkeypatch):
-    monkeypatch.setattr(transport, "BEYOND", 0.5)
+    monkeypatch.setattr(fetching, "BEYOND", 0.5)
     topic = f"{prefix}in"
 
     async def main():

@@ -1,0 +1,125 @@
+"""`onceflow check`: validate definitions, and show what they come to."""
+
+from __future__ import annotations
+
+import json as codec
+from typing import Any
+
+import typer
+
+from featurestore.definitions import Feature, View
+from featurestore.plan import compiled
+from featurestore.sources import Source
+from featurestore.times import ENDLESS
+from learner import Service
+from onceflow import modules
+
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
+
+
+def run(*, module: str, json: bool) -> None:
+    """Load the module, which checks it, and print sources, views and services."""
+    found = modules.load(module)
+    described = {
+        "sources": [_source(source) for source in found.sources.values()],
+        "views": [_view(view) for view in found.views.values()],
+        "services": [_service(service) for service in found.services.values()],
+    }
+    typer.echo(codec.dumps(described) if json else _text(described))
+
+
+def state_bytes(view: View) -> int:
+    """The most bytes that one entity's state can take on one partition."""
+    return compiled(view).state_words * 8
+
+
+def span(milliseconds: int) -> str:
+    """A duration as one writes it: "5m"."""
+    if milliseconds >= ENDLESS:
+        return "lifetime"
+    return next(f"{milliseconds // size}{unit}" for unit, size in _UNITS if milliseconds % size == 0)
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "key": list(source.keys),
+        "event_time": source.event_time,
+        "columns": source.types,
+        "derived": list(source.derive),
+        "lateness": source.lateness,
+        "max_lead": source.max_lead,
+    }
+
+
+def _view(view: View) -> dict[str, Any]:
+    return {
+        "name": view.name,
+        "doc": view.doc,
+        "version": view.version,
+        "fingerprint": view.fingerprint,
+        "entity": list(view.entity.keys),
+        "source": view.source.name,
+        "state_bytes_per_entity": state_bytes(view),
+        "features": [_feature(feature) for feature in view.features.values()],
+    }
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    made = {"name": feature.name, "type": feature.type}
+    if feature.aggregate is None or feature.window is None:
+        return {**made, "aggregate": "derived"}
+    return {
+        **made,
+        "aggregate": type(feature.aggregate).__name__,
+        "column": feature.aggregate.column,
+        "filtered": feature.aggregate.where is not None,
+        "window": feature.window.label,
+        "tile": span(feature.window.hop),
+        "tiles": 1 if feature.window.length >= ENDLESS else -(-feature.window.length // feature.window.hop) + 1,
+    }
+
+
+def _service(service: Service) -> dict[str, Any]:
+    return {
+        "name": service.name,
+        "on": service.on.name,
+        "id": service.id,
+        "inputs": list(service.inputs),
+        "label": {"source": service.label.source.name, "id": service.label.id, "wait": service.label.wait},
+        "batch": service.batch,
+    }
+
+
+def _text(described: dict[str, Any]) -> str:
+    lines = []
+    for source in described["sources"]:
+        columns = ", ".join(f"{name} {kind}" for name, kind in source["columns"].items())
+        lines += [f"source {source['name']}, keyed by {', '.join(source['key'])}, time {source['event_time']}"]
+        lines += [f"  {columns}", f"  late after {source['lateness']}, refused more than {source['max_lead']} ahead"]
+    for view in described["views"]:
+        entity = ", ".join(view["entity"])
+        lines += ["", f"view {view['name']} v{view['version']} @{view['fingerprint']}: {entity} from {view['source']}"]
+        lines += [f"  at most {view['state_bytes_per_entity']:,} bytes of state an entity and partition"]
+        lines += [f"  {_feature_text(feature)}" for feature in view["features"]]
+    for service in described["services"]:
+        label = service["label"]
+        lines += ["", f"service {service['name']} on {service['on']}, {len(service['inputs'])} inputs"]
+        lines += [f"  {', '.join(service['inputs'])}"]
+        lines += [
+            f"  labels from {label['source']} by {label['id']}, within {label['wait']}; learns {service['batch']}"
+        ]
+    return "\n".join([*lines, "", "All definitions can work."])
+
+
+def _feature_text(feature: dict[str, Any]) -> str:
+    head = f"{feature['name']:<24} {feature['type']:<14}"
+    if feature["aggregate"] == "derived":
+        return f"{head} derived"
+    where = " where ..." if feature["filtered"] else ""
+    over = (
+        "all time"
+        if feature["window"] == "lifetime"
+        else f"{feature['window']} in {feature['tiles']} tiles of {feature['tile']}"
+    )
+    return f"{head} {feature['aggregate']}({feature['column']}){where} over {over}"
