@@ -41,7 +41,7 @@ def window(length: str, *, hop: str | None = None) -> Window:
     if step > size:
         raise DefinitionError(f'window "{length}": hop "{hop}" is wider than the window; choose a smaller one')
     if size // step > MAX_TILES:
-        raise DefinitionError(f'window "{length}": hop "{hop}" makes {size // step:,} tiles; take at most {MAX_TILES:,}')
+        raise DefinitionError(f'window "{length}": hop "{hop}" makes {size // step:,} tiles, of {MAX_TILES:,} at most')
     return Window(length, size, step)
 
 

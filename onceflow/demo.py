@@ -142,18 +142,19 @@ def _ask(
     port = free_port()
     moment = max(int(frames[name]["at"].to_numpy().max()) for name in frames)
     last = frames["schedule"].tail(1).to_dicts()[0]
-    with running(
-        ["serve", "--module", MODULE, "--port", str(port)], folder / "logs" / "serve.log", environment
-    ) as server:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            _wait_for(lambda: client.get("/readyz").is_success, server)
-            question = {
-                "features": ["origin_departures:flights_1h", "origin_departures:delay_3h", "origin_weather:visib_3h"],
-                "entities": {"origin": ["EWR", "JFK", "LGA"]},
-                "as_of": moment,
-            }
-            features = client.post("/get-online-features", json=question)
-            prediction = client.post(f"/predict/{SERVICE}", json=last)
+    question = {
+        "features": ["origin_departures:flights_1h", "origin_departures:delay_3h", "origin_weather:visib_3h"],
+        "entities": {"origin": ["EWR", "JFK", "LGA"]},
+        "as_of": moment,
+    }
+    serve = ["serve", "--module", MODULE, "--port", str(port)]
+    with (
+        running(serve, folder / "logs" / "serve.log", environment) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+    ):
+        _wait_for(lambda: client.get("/readyz").is_success, server)
+        features = client.post("/get-online-features", json=question)
+        prediction = client.post(f"/predict/{SERVICE}", json=last)
     outcome.checks["features are answered over HTTP"] = features.is_success
     outcome.checks["a prediction is answered over HTTP"] = prediction.is_success
     outcome.answers = [features.json(), prediction.json()]

@@ -2,7 +2,8 @@
 
 `features.<view>` carries one Arrow IPC stream a message: features right after each folded event, with the event's
 partition and offset. `start` and `next` in the schema's metadata say which offsets of the source partition a message
-covers, so that a reader can tell a repeated message from a missing one. `predictions.<service>` carries JSON, one prediction a message.
+covers, so that a reader can tell a repeated message from a missing one. `predictions.<service>` carries JSON, a
+prediction a message.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ class Mirror:
         for table, start, end in self._feeds[batch.topic][1](batch):
             if start is not None and start > writer.next > 0:
                 raise GapError(
-                    f"{batch.topic}:{batch.partition} goes on at source offset {start}, the mirror ends at {writer.next}: "
-                    f"messages are missing; rebuild it with `onceflow backfill`"
+                    f"{batch.topic}:{batch.partition} goes on at source offset {start}, the mirror ends at "
+                    f"{writer.next}: messages are missing; rebuild it with `onceflow backfill`"
                 )
             writer.append(table, end, feed=batch.next, start=writer.next)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import typer
 from rich.console import Console
@@ -56,7 +56,7 @@ class _Display:
         self._step = ""
         self._begun = time.monotonic()
 
-    def __enter__(self) -> _Display:
+    def __enter__(self) -> Self:
         self._status.start()
         return self
 
