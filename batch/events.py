@@ -102,8 +102,15 @@ def chunks(logs: Mapping[Partition, pl.DataFrame], ranks: Mapping[str, int], siz
     aligner.assign(dict.fromkeys(logs))
     pieces = {partition: _pieces(frame, size) for partition, frame in logs.items()}
     newest: dict[Partition, float] = dict.fromkeys(logs, -math.inf)
-    while newest or any(map(aligner.buffered, logs)):
-        if newest:
+    while True:
+        # With a piece of each partition and one more, about `size` events are certain.
+        enough = sum(map(aligner.buffered, logs)) >= size * (len(newest) + 1)
+        chunk = aligner.take(size) if enough or not newest else None
+        if chunk is not None:
+            yield chunk
+        elif not newest:
+            return
+        else:
             last = min(newest, key=newest.__getitem__)  # the one that all others wait for
             piece = next(pieces[last], None)
             if piece is None:
@@ -112,9 +119,6 @@ def chunks(logs: Mapping[Partition, pl.DataFrame], ranks: Mapping[str, int], siz
             else:
                 aligner.push(last, *piece)
                 newest[last] = max(newest[last], piece[0]["_time"].to_numpy().max())
-        chunk = aligner.take(size)
-        if chunk is not None:
-            yield chunk
 
 
 def _pieces(frame: pl.DataFrame, size: int) -> Iterator[tuple[pl.DataFrame, int, int]]:

@@ -96,7 +96,7 @@ def _offline(service: Logged, view: View, archives: Mapping[str, Archive], asked
     for chunk in chunks(logs_of(topic, archives[topic].events), {topic: 1}, _CHUNK):
         flow.lookups(chunk, everything)
         reads = flow.run(chunk, emit=False)[view.key].reads[read]
-        found.append(chunk.frames[topic].select("_partition", "_offset").hstack(reads.select(view.outputs)))
+        found.append(chunk.frames[topic].select("_partition", "_offset").hstack(reads.select(*view.outputs)))
     rows = pl.concat(found).sort("_partition", "_offset")
     return rows[matched(rows, asked)[0]]
 

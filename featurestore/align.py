@@ -27,11 +27,14 @@ class Chunk:
     """A stretch of the merged order.
 
     `frames` holds each topic's events, in merged order, with `_step`: the place of an event in the whole chunk.
-    `spans` gives, for every partition that the chunk takes further, the offsets [start, next) that it covers.
+    `spans` gives, for every partition that the chunk takes further, the offsets [start, next) that it covers; `clocks`
+    the newest event time of its log up to there, to `assign` when the merge goes on from there (none before its first
+    event).
     """
 
     frames: dict[str, pl.DataFrame]
     spans: dict[Partition, tuple[int, int]]
+    clocks: dict[Partition, int] = field(default_factory=dict)
 
     @property
     def events(self) -> int:
@@ -48,6 +51,7 @@ class _Queue:
     )  # frame, keys, start, next
     events: int = 0
     newest: int = _NEVER  # key of the newest record seen
+    taken: int = _NEVER  # key of the newest record handed out
     drained: bool = False  # no more is to come: nothing waits for it
 
 
@@ -63,7 +67,8 @@ class Aligner:
     def assign(self, partitions: Mapping[Partition, int | None]) -> None:
         """Take partitions on; a clock (newest event time so far) goes on from where it was."""
         for partition, clock in partitions.items():
-            self._queues[partition] = _Queue(newest=_NEVER if clock is None else clock)
+            known = _NEVER if clock is None else clock
+            self._queues[partition] = _Queue(newest=known, taken=known)
 
     def revoke(self, partitions: Iterable[Partition]) -> None:
         """Forget partitions and what is buffered of them."""
@@ -114,7 +119,8 @@ class Aligner:
             span = self._take_from(partition, queue, frontier, taken)
             if span is not None:
                 spans[partition] = span
-        return Chunk(self._merged(taken), spans) if spans else None
+        clocks = {at: self._queues[at].taken for at in spans if self._queues[at].taken != _NEVER}
+        return Chunk(self._merged(taken), spans, clocks) if spans else None
 
     @staticmethod
     def _take_from(
@@ -138,6 +144,7 @@ class Aligner:
             if count:
                 taken.append((partition, frame[:count], keys[:count]))
                 queue.events -= count
+                queue.taken = int(keys[count - 1])
             if count < len(keys):
                 break
         return None if begin is None or end is None else (begin, end)

@@ -116,12 +116,12 @@ class Flow:
         state = self.states[view.key]
         if topic in chunk.frames:
             folded = {p: self._next.get((view.key, (topic, p)), 0) for p in range(state.partitions)}
-            work.folds = _from_offsets(chunk.frames[topic], folded)
+            work.folds = from_offsets(chunk.frames[topic], folded)
             work.fold_entities = self._numbers(state, work.folds, view.entity.keys)
         for read in self._reads[view.key]:
             if read.topic in chunk.frames:
                 wanted = {p: offset for (name, p), offset in read_from.items() if name == read.topic}
-                frame = _from_offsets(chunk.frames[read.topic], wanted)
+                frame = from_offsets(chunk.frames[read.topic], wanted)
                 work.reads.append((read, frame))
                 work.read_entities.append(self._numbers(state, frame, read.keys))
         return work
@@ -165,7 +165,7 @@ class _Part:
         return self.read is not None and self.read.before
 
 
-def _from_offsets(frame: pl.DataFrame, offsets: Mapping[int, int]) -> pl.DataFrame:
+def from_offsets(frame: pl.DataFrame, offsets: Mapping[int, int]) -> pl.DataFrame:
     """Rows at or after each partition's offset (partitions that are not named are left out)."""
     partitions, row_offsets = frame["_partition"].to_numpy(), frame["_offset"].to_numpy()
     keep = np.zeros(len(frame), np.bool_)

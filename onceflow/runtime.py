@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 
@@ -23,6 +24,10 @@ from streams.publisher import Publisher
 from streams.transport import Delivery
 from streams.worker import Options, Worker
 
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.5
+
 
 def now_ms() -> int:
     """Wall-clock time, ms since the epoch."""
@@ -38,10 +43,25 @@ def views_of(definitions: Definitions) -> list[View]:
 def topic_partitions(kafka: str) -> dict[str, int]:
     """The number of partitions of every topic there is; UnavailableError when Kafka does not answer."""
     try:
-        topics = AdminClient({"bootstrap.servers": kafka, "log_level": 0}).list_topics(timeout=10).topics
+        topics = AdminClient({"bootstrap.servers": kafka, "log_level": 0}).list_topics(timeout=5).topics
     except KafkaException as error:
         raise UnavailableError(f"cannot reach Kafka at {kafka}: {error.args[0].str()}") from error
     return {name: len(topic.partitions) for name, topic in topics.items()}
+
+
+def wait_for_kafka(kafka: str) -> None:
+    """Return when Kafka answers, however long that takes."""
+    said = False
+    while True:
+        try:
+            topic_partitions(kafka)
+        except UnavailableError as error:
+            if not said:
+                log.warning("%s; retrying", error)
+                said = True
+            time.sleep(RETRY_SECONDS)
+        else:
+            return
 
 
 def prepare_topics(definitions: Definitions, settings: Settings) -> dict[str, int]:
@@ -84,12 +104,15 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
 
 def build_worker(definitions: Definitions, settings: Settings, *, until_end: bool = False) -> Worker:
     """A worker over all views and services of the definitions, with its topics in place."""
+    wait_for_kafka(settings.kafka)
     partitions = prepare_topics(definitions, settings)
     mirror, feeds = mirror_of(definitions, settings)
     options = Options(
         replay=settings.mode == "replay",
         until_end=until_end,
         max_wait=settings.max_wait_ms / 1000,
+        chunk=settings.chunk,
+        buffer=2 * settings.chunk,
         archive=settings.data / "events" if settings.archive else None,
         grid=settings.grid,
     )
@@ -97,7 +120,7 @@ def build_worker(definitions: Definitions, settings: Settings, *, until_end: boo
         views=views_of(definitions),
         processors=processors_of(definitions, settings),
         partitions=partitions,
-        store=connect(settings.redis),
+        store=connect(settings.redis, patience=None),
         publisher=Publisher(settings.kafka),
         mirror=mirror,
         mirrored=feeds,

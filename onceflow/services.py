@@ -34,15 +34,11 @@ class _Predictor:
         events = chunk.frames.get(self.on.name)
         if events is None:
             return pl.DataFrame()
-        for frame in features.values():  # reads begin where the service stands
-            events = events.join(frame.select("_step"), on="_step", how="semi")
         return model_rows(self.service, events, features)
 
 
 class ReplayService(_Predictor):
     """Predicts, joins labels and learns in merged order, and snapshots all of it with its offsets."""
-
-    key = None
 
     def __init__(self, service: Service, folder: Path) -> None:
         super().__init__(service)
@@ -90,12 +86,10 @@ class LiveService(_Predictor):
     def __init__(self, service: Service, store: ModelStore) -> None:
         super().__init__(service)
         self.sources = [service.on]
-        self.key = f"predict.{service.name}@1"
         self._champion = Champion(service, store)
 
-    def positions(self) -> Mapping[Partition, int]:
+    def positions(self) -> None:
         """None of its own: the online store keeps them."""
-        return {}
 
     def process(self, chunk: Chunk, reads: Mapping[Read, pl.DataFrame]) -> pl.DataFrame:
         """Predict on a chunk's events."""

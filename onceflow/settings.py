@@ -43,6 +43,8 @@ class Settings(BaseModel):
     """Partitions of the topics that onceflow creates."""
     max_wait_ms: Annotated[int, Field(ge=0)] = 20
     """How long a live worker waits for a silent partition before it goes on without."""
+    chunk: Count = 20_000
+    """Events that a worker takes at a time, about."""
     session_timeout_ms: Annotated[int, Field(ge=500)] = 6_000
     """How long a dead worker keeps its partitions."""
     grid: Count = 65_536

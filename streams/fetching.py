@@ -21,13 +21,13 @@ log = logging.getLogger("streams.kafka")  # Faust logs its services under the na
 
 COMMIT_TIMEOUT = 2.0
 """Seconds that a commit may take: it only shows the lag, so it must not hold up a rebalance or a stop."""
-PREFETCH_BACKOFF = 0.01
+PREFETCH_BACKOFF = 0.05
 """Seconds that data not taken yet, because its partition is held, delays the others of the same broker."""
 BEYOND = 10.0
 """Seconds that a log may end before the position: a new leader may lag, a topic created again is another one."""
 RETRY = 1.0
 """Seconds between attempts to reach a broker."""
-FETCH_WAIT_MS = 100
+FETCH_WAIT_MS = 50
 """How long the broker may wait for data: a partition that is released must wait for the request under way."""
 
 

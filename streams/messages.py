@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -23,7 +24,7 @@ from featurestore.predictions import decode_prediction
 from featurestore.predictions import prediction_topic as prediction_topic  # noqa: PLC0414 - it belongs to this page
 
 #: A message stays well under the megabyte that brokers take by default.
-_MESSAGE_BYTES = 500_000
+MESSAGE_BYTES = 500_000
 _DETAIL_BYTES = 4096
 _PREDICTION = {
     *("_partition", "_offset", "_time", "_effective"),
@@ -61,13 +62,23 @@ def feature_topic(view: View) -> str:
 def feature_messages(view: View, events: pl.DataFrame, spans: Mapping[Partition, tuple[int, int]]) -> Iterator[Message]:
     """A view's online writes over the offsets of `spans`; at least one message a span, so that none looks missing."""
     topic = feature_topic(view)
-    rows_each = max(1, _MESSAGE_BYTES // (9 * max(events.width, 1)))
     for (_, partition), (start, end) in spans.items():
         rows = (events.filter(pl.col("_partition") == partition) if events.width else _NO_EVENTS).sort("_offset")
-        cuts = rows["_offset"].gather_every(rows_each)[1:].to_list()
-        for i, (begin, stop) in enumerate(itertools.pairwise([start, *cuts, end])):
-            part = rows[i * rows_each : (i + 1) * rows_each]
-            yield Message(topic, partition, _arrow_bytes(part.to_arrow(), begin, stop))
+        cuts = _cuts(rows)
+        offsets = [start, *rows["_offset"].gather(cuts).to_list(), end]
+        for (low, high), (begin, stop) in zip(
+            itertools.pairwise([0, *cuts, len(rows)]), itertools.pairwise(offsets), strict=True
+        ):
+            yield Message(topic, partition, _arrow_bytes(rows[low:high].to_arrow(), begin, stop))
+
+
+def _cuts(rows: pl.DataFrame) -> list[int]:
+    """The rows at which a new message begins, because the one before is full."""
+    sizes = np.full(len(rows), 9 * rows.width)
+    for name, kind in rows.schema.items():
+        if kind == pl.String:
+            sizes += rows[name].str.len_bytes().fill_null(0).to_numpy()
+    return (np.flatnonzero(np.diff(np.cumsum(sizes) // MESSAGE_BYTES)) + 1).tolist()
 
 
 def _arrow_bytes(table: pa.Table, start: int, stop: int) -> bytes:
@@ -114,7 +125,7 @@ def prediction_messages(service: str, predictions: pl.DataFrame) -> Iterator[Mes
     )
     frame = predictions.select("_partition", "id", body.struct.json_encode().alias("body"))
     for partition, key, value in frame.iter_rows():
-        yield Message(topic, partition, value.encode(), key.encode())
+        yield Message(topic, partition, value.encode(), None if key is None else key.encode())
 
 
 def prediction_table(values: Sequence[bytes], partition: int, features: Sequence[str]) -> pa.Table:

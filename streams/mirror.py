@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -28,7 +29,13 @@ def predictions_decoder(features: Sequence[str]) -> Decode:
 
     def decode(batch: Batch) -> list[tuple[pa.Table, int | None, int]]:
         table = prediction_table([value for value in batch.values if value], batch.partition, features)
-        return [(table, None, int(table["_offset"][-1].as_py()) + 1)] if len(table) else []
+        if not len(table):
+            return []
+        # A worker that died sends some again when it is back: the first counts, as everywhere.
+        offsets = table["_offset"].to_numpy()
+        newest = np.maximum.accumulate(offsets)
+        first = offsets > np.append(-1, newest[:-1])
+        return [(table.filter(first), None, int(newest[-1]) + 1)]
 
     return decode
 
@@ -41,10 +48,15 @@ class Mirror:
         self._root, self._feeds, self._grid = root, feeds, grid
         self._writers: dict[tuple[str, int], GridWriter] = {}
         self._done: dict[tuple[str, int], int] = {}
+        self._lock = asyncio.Lock()
 
     def position(self, topic: str, partition: int) -> int | None:
         """The offset of the feed from which to go on; None from its start."""
         return self._writer(topic, partition).feed
+
+    def begin(self, topic: str, partition: int, offset: int) -> None:
+        """Expect a feed's batches from this offset on."""
+        self._done[topic, partition] = offset
 
     def done(self, topic: str, partition: int) -> int:
         """The offset of the feed up to which all is with the writer."""
@@ -52,33 +64,54 @@ class Mirror:
 
     async def take(self, batch: Batch) -> None:
         """Write a batch of a feed."""
-        await asyncio.to_thread(self._take, batch)
-        self._done[batch.topic, batch.partition] = batch.next
+        async with self._lock:
+            expected = self._done.get((batch.topic, batch.partition))
+            if expected is None or batch.next <= expected:
+                return  # from before a rebalance
+            if batch.start != expected:
+                raise GapError(
+                    f"{batch.topic}[{batch.partition}]: expected offset {expected}, Kafka gave {batch.start}"
+                )
+            await asyncio.to_thread(self._take, batch)
+            self._done[batch.topic, batch.partition] = batch.next
 
     async def flush(self) -> None:
         """Write what is buffered, as files that grow later."""
-        for writer in self._writers.values():
-            await asyncio.to_thread(writer.flush)
+        async with self._lock:
+            for writer in self._writers.values():
+                await asyncio.to_thread(writer.flush)
 
-    def forget(self) -> None:
+    async def forget(self) -> None:
         """Drop writers and what they have buffered: the files say where to go on."""
-        self._writers.clear()
-        self._done.clear()
+        async with self._lock:
+            self._writers.clear()
+            self._done.clear()
 
     def _take(self, batch: Batch) -> None:
         writer = self._writer(batch.topic, batch.partition)
+        tables, upto = [], writer.next
         for table, start, end in self._feeds[batch.topic][1](batch):
-            if start is not None and start > writer.next > 0:
+            if start is not None and start > upto > 0:
                 raise GapError(
                     f"{batch.topic}:{batch.partition} goes on at source offset {start}, the mirror ends at "
-                    f"{writer.next}: messages are missing; rebuild it with `onceflow backfill`"
+                    f"{upto}: messages are missing; rebuild it with `onceflow backfill`"
                 )
-            writer.append(table, end, feed=batch.next, start=writer.next)
+            if end > upto:
+                tables.append(table.slice(int(np.searchsorted(table["_offset"].to_numpy(), upto))))
+                upto = end
+        if tables:  # at once: the file may say that it goes on after this batch only when it has all of it
+            writer.append(_joined(tables), upto, feed=batch.next, start=writer.next)
 
     def _writer(self, topic: str, partition: int) -> GridWriter:
         if (topic, partition) not in self._writers:
             self._writers[topic, partition] = GridWriter(self._root / self._feeds[topic][0], partition, self._grid)
         return self._writers[topic, partition]
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of one feed as one; those without rows may lack columns."""
+    filled = [table for table in tables if table.num_rows] or tables[:1]
+    return pa.concat_tables(filled, promote_options="default")
 
 
 def archive_table(frame: pl.DataFrame, columns: Sequence[str]) -> pa.Table:

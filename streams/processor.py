@@ -31,18 +31,17 @@ class Processor(Protocol):
     def reads(self) -> Sequence[Read]:
         """The features that it wants read."""
 
-    @property
-    def key(self) -> str | None:
-        """The identity under which the online store keeps its positions; None when it keeps them itself."""
+    def positions(self) -> Mapping[Partition, int] | None:
+        """First offset not yet processed, of partitions that it has processed something of, as it knows itself.
 
-    def positions(self) -> Mapping[Partition, int]:
-        """First offset not yet processed, of the partitions that it has processed something of."""
+        They may be ahead of those in the online store, for its checkpoint comes first. None: it keeps none.
+        """
 
     def process(self, chunk: Chunk, reads: Mapping[Read, pl.DataFrame]) -> pl.DataFrame:
-        """Predictions for the chunk's events at or after its positions, which move on to the chunk's end.
+        """Predictions for the chunk's events, which are all new to it; its positions move on to the chunk's end.
 
-        Columns: _partition, _offset, _time, _effective, id, prediction, probability, model_version, variant, and one
-        for each input of the model.
+        `reads` have a row for each event of `on`, in the same order. Columns of the answer: _partition, _offset, _time,
+        _effective, id, prediction, probability, model_version, variant, and one for each input of the model.
         """
 
     def checkpoint(self) -> Callable[[], None]:

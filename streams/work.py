@@ -14,12 +14,16 @@ import polars as pl
 
 from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
-from featurestore.flow import Flow, ViewOutput
+from featurestore.errors import StateError
+from featurestore.flow import Flow, Read, ViewOutput, from_offsets
 from featurestore.stores import Commit, Position, Request
 from featurestore.times import ENDLESS
 from streams.messages import Message, Record, feature_messages, late, prediction_messages, rejected
 from streams.processor import Processor
 from streams.stats import Stats
+
+OUTAGE_MS = 86_400_000
+"""For how long a worker may be down before states expire that it still needs, ms."""
 
 
 @dataclass(frozen=True)
@@ -48,32 +52,42 @@ class Work:
         self._processors = processors
         self._owner = owner
         self._stats = stats
-        self._predicted: dict[tuple[str, Partition], int] = {}  # by processor key: first offset not predicted on
+        self._done: dict[tuple[str, Partition], int] = {}  # by processor key: first offset not processed
         self._owned: set[Partition] = set()
 
     def keys(self, partition: Partition) -> list[str]:
         """The identities under which the online store keeps positions of a source partition."""
         views = [key for key, view in self._flow.views.items() if view.source.name == partition[0]]
-        return views + [x.key for x in self._processors if x.key is not None and x.on.name == partition[0]]
+        return views + [_key(processor) for processor in self._takers(partition[0])]
 
-    def begin(self, key: str, partition: Partition, position: Position | None) -> None:
-        """Go on with a partition where the online store says."""
+    def begin(self, partition: Partition, positions: Mapping[str, Position | None]) -> Position | None:
+        """Go on with a partition where the online store says, by identity.
+
+        Returns the first of the positions, where the partition must be taken up, with the clock that it had there; None
+        is its beginning. Raises StateError where a processor has forgotten what it had done already.
+        """
         self._owned.add(partition)
-        if key in self._flow.views:
+        for key in self._flow.views.keys() & positions.keys():
+            position = positions[key]
             self._flow.begin(key, partition, None if position is None else (position.next, position.clock))
-        elif position is not None:
-            self._predicted[key, partition] = position.next
+        for processor in self._takers(partition[0]):
+            if (position := positions[_key(processor)]) is not None:
+                self._done[_key(processor), partition] = position.next
+                _check_memory(processor, partition, position)
+        found = [position for position in positions.values() if position is not None]
+        return min(found, key=lambda at: at.next) if len(found) == len(positions) else None
 
-    def kept(self, partition: Partition) -> list[int | None]:
-        """Positions in the partition of the processors that keep their own; None: it has seen nothing of it yet."""
-        takers = [x for x in self._processors if x.key is None and partition[0] in {s.name for s in x.sources}]
-        return [processor.positions().get(partition) for processor in takers]
+    def _takers(self, topic: str) -> list[Processor]:
+        return [x for x in self._processors if topic in {source.name for source in x.sources}]
 
     def lookups(
         self, chunk: Chunk
     ) -> tuple[list[Request], Callable[[Sequence[Sequence[Sequence[bytes | None]]]], None]]:
         """Prepare the chunk: what must be read from the online store first, and where its answers go."""
-        wanted = {p: at for x in self._processors for p, at in self._positions(x, chunk).items()}
+        wanted: dict[Partition, int] = {}
+        for processor in self._processors:
+            for place, at in self._positions(processor, chunk).items():
+                wanted[place] = min(at, wanted.get(place, at))
         for view in self._flow.views.values():
             for p in range(self._flow.states[view.key].partitions):
                 if (view.source.name, p) not in self._owned:
@@ -107,21 +121,29 @@ class Work:
             outputs = self._flow.run(chunk, emit=publish)
         with self.timed("predict"):
             reads = {read: frame for output in outputs.values() for read, frame in output.reads.items()}
-            predictions = [(x, x.process(chunk, reads)) for x in self._processors]
+            predictions = [(x, self._process(x, chunk, reads)) for x in self._processors]
             checkpoints = [x.checkpoint() for x in self._processors]
         spans = {at: _span(chunk, at[1], before) for at, before in views.items()}
         with self.timed("encode"):
-            commits = [*self._view_commits(spans, now), *self._prediction_commits(chunk)]
+            # In this order: a view that ran ahead of a prediction would show it the future.
+            commits = [*self._prediction_commits(chunk), *self._view_commits(spans, now)]
         with self.timed("messages"):
             messages = list(self._messages(outputs, predictions, spans, publish=publish))
         return Turn(chunk, messages, checkpoints, commits)
 
+    def _process(self, processor: Processor, chunk: Chunk, reads: Mapping[Read, pl.DataFrame]) -> pl.DataFrame:
+        """Predictions for what of the chunk is new to the processor."""
+        rest = _rest(chunk, self._positions(processor, chunk))
+        if rest is not chunk and processor.on.name in rest.frames:
+            steps = rest.frames[processor.on.name]["_step"].implode()
+            reads = {read: reads[read].filter(pl.col("_step").is_in(steps)) for read in processor.reads}
+        return processor.process(rest, reads)
+
     def _positions(self, processor: Processor, chunk: Chunk) -> dict[Partition, int]:
-        """From where on the processor wants its reads."""
-        mine = [p for p in chunk.spans if p[0] == processor.on.name]
-        if processor.key is None:
-            return {p: processor.positions().get(p, 0) for p in mine}
-        return {p: self._predicted.get((processor.key, p), 0) for p in mine}
+        """How far the processor has come in its partitions of the chunk."""
+        topics, own = {source.name for source in processor.sources}, processor.positions() or {}
+        mine = [p for p in chunk.spans if p[0] in topics]
+        return {p: own.get(p, self._done.get((_key(processor), p), 0)) for p in mine}
 
     def _view_commits(self, spans: Mapping[tuple[str, Partition], tuple[int, int]], now: int) -> Iterator[Commit]:
         changes = {(key, c.partition): c for key, changed in self._flow.changes().items() for c in changed}
@@ -134,13 +156,13 @@ class Work:
                 yield Commit(key, *partition, self._owner, start, end, clock or 0, entities, blobs, ttl)
 
     def _prediction_commits(self, chunk: Chunk) -> Iterator[Commit]:
-        for processor in self._processors:
-            for partition in chunk.spans:
-                if processor.key is not None and partition[0] == processor.on.name:
-                    start, end = _span(chunk, partition, self._predicted.get((processor.key, partition)))
-                    if start < end:
-                        self._predicted[processor.key, partition] = end
-                        yield Commit(processor.key, *partition, self._owner, start, end, 0, [], [])
+        for partition in chunk.spans:
+            for key in map(_key, self._takers(partition[0])):
+                start, end = _span(chunk, partition, self._done.get((key, partition)))
+                if start < end:
+                    self._done[key, partition] = end
+                    clock = chunk.clocks.get(partition, 0)
+                    yield Commit(key, *partition, self._owner, start, end, clock, [], [])
 
     def _messages(
         self,
@@ -178,6 +200,34 @@ class Work:
         self._stats.seconds[stage] += time.perf_counter() - begun
 
 
+def _key(processor: Processor) -> str:
+    """The identity under which the online store keeps a processor's positions."""
+    return f"predict.{processor.name}@1"
+
+
+def _check_memory(processor: Processor, partition: Partition, stored: Position) -> None:
+    own = processor.positions()
+    if own is not None and (at := own.get(partition, 0)) < stored.next:
+        raise StateError(
+            f"service {processor.name!r} stands at offset {at} of {partition[0]}[{partition[1]}], the online store at "
+            f"{stored.next}: its snapshot is missing or an older one. Restore it, or empty the online store to replay"
+        )
+
+
+def _rest(chunk: Chunk, positions: Mapping[Partition, int]) -> Chunk:
+    """What of the chunk lies at or after these positions."""
+    starts = {at: max(start, positions.get(at, start)) for at, (start, _) in chunk.spans.items()}
+    if all(starts[at] == start for at, (start, _) in chunk.spans.items()):
+        return chunk
+    frames = {}
+    for topic, frame in chunk.frames.items():
+        rest = from_offsets(frame, {p: start for (name, p), start in starts.items() if name == topic})
+        if len(rest):
+            frames[topic] = rest
+    spans = {at: (starts[at], end) for at, (_, end) in chunk.spans.items() if starts[at] < end}
+    return Chunk(frames, spans, chunk.clocks)
+
+
 def _records(topic: str, frame: pl.DataFrame) -> Iterator[Record]:
     if len(frame):
         for partition, offset, value in frame.select("_partition", "_offset", "_raw").iter_rows():
@@ -191,8 +241,11 @@ def _span(chunk: Chunk, partition: Partition, before: int | None) -> tuple[int, 
 
 
 def _ttl(view: View, clock: int | None, now: int) -> int | None:
-    """How long a state must be kept (ms): while a window can see it. A stream that lags gets its lag on top."""
+    """How long a state must be kept (ms): while a window can see it.
+
+    A stream that lags gets its lag on top, and one that stops may be down for `OUTAGE_MS` and go on as if it had not.
+    """
     longest = max((f.window.length for f in view.stored if f.window is not None), default=0)
     if longest >= ENDLESS:
         return None
-    return longest + view.source.lateness_ms + (max(0, now - clock) if clock is not None else 0)
+    return OUTAGE_MS + longest + view.source.lateness_ms + (max(0, now - clock) if clock is not None else 0)

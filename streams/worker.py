@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
 from featurestore.align import Aligner, Chunk, Partition
 from featurestore.definitions import View
@@ -27,7 +28,7 @@ from featurestore.errors import GapError
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore
-from streams.ingest import ingested
+from streams.ingest import Ingested, ingested
 from streams.messages import Message
 from streams.mirror import Mirror, archive_table
 from streams.processor import Processor
@@ -63,7 +64,8 @@ class Options:
 class _Log:
     """Where a source partition stands between Kafka and the merged order."""
 
-    expected: int | None  # next offset to come from Kafka
+    begin: int = 0  # first offset that a view or a processor still needs; what is before only the archive does
+    expected: int | None = None  # next offset to come from Kafka
     end: int | None = None  # in a replay: where it ends
     heard: float = 0.0  # when it last brought something
     held: bool = False
@@ -120,7 +122,7 @@ class Worker:
             await self._stored()
             self._reset()
             if self.mirror is not None:
-                self.mirror.forget()
+                await self.mirror.forget()
             starts: dict[TP, int | None] = {}
             mine = [(tp.topic, tp.partition) for tp in tps if tp.topic in self.sources]
             for partition, start in zip(mine, await asyncio.gather(*map(self._claim, mine)), strict=True):
@@ -134,19 +136,14 @@ class Worker:
         """Take a source partition on; returns the first offset that something here still needs."""
         keys = self._work.keys(partition)
         found = await asyncio.gather(*(self.store.claim(key, *partition, self.owner) for key in keys))
-        for key, position in zip(keys, found, strict=True):
-            self._work.begin(key, partition, position)
-        clocks = [position.clock for position in found if position is not None]
-        self._aligner.assign({partition: max(clocks, default=None)})
+        begin = self._work.begin(partition, dict(zip(keys, found, strict=True)))
+        self._aligner.assign({partition: None if begin is None else begin.clock})
         folder = self.options.archive
         archive = None if folder is None else GridWriter(folder / partition[0], partition[1], self.options.grid)
-        self._logs[partition] = _Log(None, archive=archive)
-        starts = [None if position is None else position.next for position in found] + self._work.kept(partition)
-        if not starts or None in starts:
+        self._logs[partition] = _Log(0 if begin is None else begin.next, archive=archive)
+        if begin is None or (archive is not None and not archive.next):
             return None
-        if archive is not None and archive.next:
-            starts.append(archive.next)
-        return min(start for start in starts if start is not None)
+        return begin.next if archive is None else min(begin.next, archive.next)
 
     async def assigned(self, starts: Mapping[TP, int]) -> None:
         """Take note of where partitions start and, to stop there, where they end."""
@@ -156,13 +153,16 @@ class Worker:
             log = self._logs[tp.topic, tp.partition]
             log.expected, log.heard, log.end = start, time.monotonic(), ends.get(tp)
             self._drain_at_end((tp.topic, tp.partition))
+        for tp, start in starts.items():
+            if self.mirror is not None and tp.topic in self.mirrored:
+                self.mirror.begin(tp.topic, tp.partition, start)
         self._wake.set()
 
     async def revoked(self, _: frozenset[TP]) -> None:
         """Finish what is under way; what is not done goes to whoever gets the partitions."""
         async with self._turning:
             await self._stored()
-            await self._flush_archives()
+            self._flush_archives()
             if self.mirror is not None:
                 await self.mirror.flush()
             self._reset()
@@ -188,20 +188,29 @@ class Worker:
             )
         with self._work.timed("decode"):
             got = ingested(source, batch, None if self.options.replay else self.now(), self._keys[batch.topic])
-        self.stats.rejected.update(error for error, _ in got.rejects)
-        self._refused += [message for _, message in got.rejects]
         log.expected, log.heard = batch.next, time.monotonic()
-        self._aligner.push(partition, got.events, batch.start, batch.next)
+        self._push(partition, got, batch)
         if log.archive is not None:
             with self._work.timed("archive"):
                 begins = batch.start if log.archive.next else 0  # an archive may begin in the middle of a topic
                 log.archive.append(archive_table(got.events, list(source.schema)), batch.next, start=begins)
-        if not self.options.replay:
-            self._aligner.drain(partition, drained=False)
         self._drain_at_end(partition)
         if not log.held and self._aligner.buffered(partition) > self.options.buffer:
             log.held = True
             self.app.consumer.hold(TP(*partition))
+
+    def _push(self, partition: Partition, got: Ingested, batch: Batch) -> None:
+        begin, events, rejects = self._logs[partition].begin, got.events, got.rejects
+        if batch.next <= begin:
+            return
+        if batch.start < begin:
+            events = events.filter(pl.col("_offset") >= begin)
+            rejects = [refused for refused in rejects if refused.offset >= begin]
+        self.stats.rejected.update(refused.error for refused in rejects)
+        self._refused += [refused.message for refused in rejects]
+        self._aligner.push(partition, events, max(batch.start, begin), batch.next)
+        if not self.options.replay:
+            self._aligner.drain(partition, drained=False)
 
     def _drain_at_end(self, partition: Partition) -> None:
         if self._logs[partition].at_end:
@@ -224,7 +233,9 @@ class Worker:
                 self._wake.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), max(self.options.max_wait / 2, 0.001))
-        await self._flush_archives()
+        async with self._turning:
+            await self._stored()
+        self._flush_archives()
         await self._drain_mirror()
 
     def _finished(self) -> bool:
@@ -291,10 +302,10 @@ class Worker:
 
     # --- files --------------------------------------------------------------------------------------------------
 
-    async def _flush_archives(self) -> None:
+    def _flush_archives(self) -> None:
         for log in self._logs.values():
             if log.archive is not None:
-                await asyncio.to_thread(log.archive.flush)
+                log.archive.flush()
 
     async def _drain_mirror(self) -> None:
         """Wait until the mirror has all that was sent, then write it out."""
@@ -302,7 +313,7 @@ class Worker:
             return
         tps = [tp for tp in self.app.consumer.assignment() if tp.topic in self.mirrored]
         ends = await end_offsets(self.app.consumer, tps)
-        while any(self.mirror.done(tp.topic, tp.partition) < end for tp, end in ends.items()):
+        while any(self.mirror.done(tp.topic, tp.partition) < end for tp, end in ends.items()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         await self.mirror.flush()
 

@@ -19,7 +19,12 @@ from featurestore.frames import checked_events
 DAYS = 60
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 #: Windows and the tiles that they get: the largest usual width not above a 48th.
-WINDOWS = {"1h": (HOUR, MINUTE), "3h": (3 * HOUR, 2 * MINUTE), "1d": (DAY, 30 * MINUTE), "30m": (30 * MINUTE, 10 * MINUTE)}
+WINDOWS = {
+    "1h": (HOUR, MINUTE),
+    "3h": (3 * HOUR, 2 * MINUTE),
+    "1d": (DAY, 30 * MINUTE),
+    "30m": (30 * MINUTE, 10 * MINUTE),
+}
 
 departures = Source(
     "departures",
@@ -80,12 +85,16 @@ def answers(flights, rows, keys, label, log_order):
     """The window `label` at each row (keys, t, o); with `log_order` without events that come after o in the log."""
     length, hop = WINDOWS[label]
     seen = "AND e.o <= r.o" if log_order else "AND e.at <= r.t"
+
+    def tile(time):
+        return f"floor({time}::DOUBLE / {hop})"
+
     wanted = ", ".join(f"{sql} AS {name}_{label}" for name, sql in SQL.items())
     same = " AND ".join(f"e.{key} = r.{key}" for key in keys)
     query = f"""
         SELECT r.i, {wanted.replace("count(*)", "count(e.o)")}
         FROM rows r LEFT JOIN log e ON {same} {seen}
-         AND floor(e.at::DOUBLE / {hop}) BETWEEN floor((r.t - {length} + 1)::DOUBLE / {hop}) AND floor(r.t::DOUBLE / {hop})
+         AND {tile("e.at")} BETWEEN {tile(f"(r.t - {length} + 1)")} AND {tile("r.t")}
          AND e.at BETWEEN r.t - {length + hop} AND r.t + {hop}
         GROUP BY r.i ORDER BY r.i"""
     with duckdb.connect() as connection:
@@ -123,6 +132,6 @@ def test_rows_at_given_times(flights, events, made, keys, label):
 def test_after_every_event(flights, events, made, keys, label):
     after = after_events(made, events)
     assert len(after) == len(flights)
-    some = slice(0, None, 101)
+    some = slice(0, None, 53)
     rows = after[some].select(*keys, t="_time", o="_offset")
     check(after[some], answers(flights, rows, keys, label, log_order=True), label)

@@ -2,6 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learner.early import EarlyLabels
 from learner.join import LabelJoin
 
 WAIT = 10
@@ -14,14 +15,16 @@ events = st.lists(
 )
 
 
-def oracle(rows):
-    """What joins, by the rules read aloud: a list of (place of the prediction, place of the label), and the counts."""
-    waiting, joins, clock = {}, [], -1
+def oracle(rows, *, hold=False):
+    """What joins, by the rules read aloud: a list of (place of the prediction, label), and the counts."""
+    waiting, early, joins, clock = {}, [], [], -1
     counts = dict.fromkeys(("predictions", "duplicates", "unnamed", "null", "unmatched", "expired"), 0)
     for place, (kind, key, time, value) in enumerate(rows):
         clock = max(clock, time)
         counts["expired"] += sum(at + WAIT < clock for _, at in waiting.values())
         waiting = {k: held for k, held in waiting.items() if held[1] + WAIT >= clock}
+        counts["unmatched"] += sum(at + WAIT < clock for _, at, _ in early)
+        early = [label for label in early if label[1] + WAIT >= clock]
         if kind == "p" and (key is None or key in waiting):
             counts["unnamed" if key is None else "duplicates"] += 1
         elif kind == "p":
@@ -30,13 +33,18 @@ def oracle(rows):
             if time + WAIT < clock:
                 del waiting[key]
                 counts["expired"] += 1
+            elif label := next((label for label in early if label[0] == key and label[1] >= time), None):
+                early.remove(label)
+                del waiting[key]
+                joins.append((place, label[2]))
         elif value not in (0.0, 1.0):
             counts["null"] += 1
         elif key not in waiting or time < waiting[key][1]:
-            counts["unmatched"] += 1
+            counts["unmatched"] += not hold or key is None
+            early += [(key, time, value)] if hold and key is not None else []
         else:
-            joins.append((waiting.pop(key)[0], place))
-    return joins, counts | {"joined": len(joins), "pending": len(waiting)}
+            joins.append((waiting.pop(key)[0], value))
+    return joins, counts | {"joined": len(joins), "pending": len(waiting), "held": len(early)}
 
 
 def run(join, rows, start=0):
@@ -46,31 +54,33 @@ def run(join, rows, start=0):
             slot = join.predicted(key, time)
             if slot >= 0:
                 join.rows[slot] = place
+                value = join.told_before(key, time)
+                joins += [(place, value)] if value is not None else []
         else:
             slot = join.labelled(key, time, value)
             if slot >= 0:
-                joins.append((int(join.rows[slot, 0]), place))
+                joins.append((int(join.rows[slot, 0]), value))
     return joins
 
 
 def counts_of(join):
-    names = ("predictions", "duplicates", "unnamed", "null", "unmatched", "expired", "joined", "pending")
+    names = ("predictions", "duplicates", "unnamed", "null", "unmatched", "expired", "joined", "pending", "held")
     return {name: getattr(join, name) for name in names}
 
 
 @settings(deadline=None)
-@given(events)
-def test_join_equals_the_rules_read_aloud(rows):
-    join = LabelJoin(WAIT, 1)
-    joins, counts = oracle(rows)
+@given(events, st.booleans())
+def test_join_equals_the_rules_read_aloud(rows, hold):
+    join = LabelJoin(WAIT, 1, hold=hold)
+    joins, counts = oracle(rows, hold=hold)
     assert run(join, rows) == joins
     assert counts_of(join) == counts
 
 
 @settings(deadline=None)
-@given(events, st.lists(st.integers(0, 60)))
-def test_when_the_dead_are_swept_makes_no_difference(rows, sweeps):
-    lazy, eager = LabelJoin(WAIT, 1), LabelJoin(WAIT, 1)
+@given(events, st.lists(st.integers(0, 60)), st.booleans())
+def test_when_the_dead_are_swept_makes_no_difference(rows, sweeps, hold):
+    lazy, eager = LabelJoin(WAIT, 1, hold=hold), LabelJoin(WAIT, 1, hold=hold)
     joins = []
     for place, row in enumerate(rows):
         joins += run(eager, [row], place)
@@ -78,7 +88,7 @@ def test_when_the_dead_are_swept_makes_no_difference(rows, sweeps):
             assert eager.predictions == eager.joined + eager.expired + eager.pending
             eager.release()
         if place % 7 == 6:
-            eager = LabelJoin.load(eager.dump())
+            eager = LabelJoin.load(eager.dump(), hold=hold)
     assert run(lazy, rows) == joins
     assert counts_of(lazy) == counts_of(eager)
     assert lazy.dump()["ids"] == eager.dump()["ids"]
@@ -127,3 +137,18 @@ def test_table_grows_with_what_waits():
     join.release()
     joined = [join.labelled(str(i), 2000, 1.0) for i in range(1000)]
     assert join.rows[joined, 0].tolist() == list(range(1000))
+
+
+def test_labels_that_are_held_are_bounded_in_time_and_number():
+    early = EarlyLabels(wait=10, most=5000)
+    for time in range(50_000):
+        early.keep(f"flight {time}", time, 1.0, time)
+    assert len(early) <= 1024
+    early.sweep(50_000)
+    assert (len(early), early.dropped) == (10, 49_990)
+    for i in range(20_000):  # all at once
+        early.keep(f"stranger {i}", 50_000, 0.0, 50_000)
+    assert len(early) <= 5000
+    assert len(early) + early.dropped == 70_000
+    assert early.take("stranger 19999", 50_000) == 0.0
+    assert early.take("stranger 0", 50_000) is None

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import naive_bayes, tree
 
-from featurestore import DataError, FormatError, col
+from featurestore import DataError, FormatError, Source, col
 from learner import Label, snapshot
 from learner.loop import ServiceLoop
 from learner.metrics import Scores
@@ -99,6 +99,7 @@ def test_summary_accounts_for_every_prediction_and_label():
     assert s["predictions"] == s["labels_joined"] + s["labels_expired"] + s["labels_pending"]
     assert s["predictions"] + s["predictions_duplicate"] + s["predictions_without_id"] == len(ROWS[0])
     assert s["labels_joined"] + s["labels_unmatched"] + s["labels_null"] == len(ROWS[1])
+    assert s["labels_held"] == 0
     assert all(s[name] > 0 for name in ("labels_expired", "labels_unmatched", "labels_null", "predictions_duplicate"))
     assert s["labels_learnt"] == s["model_version"] * MADE.batch > 0
 
@@ -200,6 +201,69 @@ def test_empty_steps_do_nothing():
     answers = loop.step(ROWS[0].clear(), ROWS[1].clear())
     assert answers.is_empty()
     assert bits(loop) == before
+
+
+def test_what_was_served_is_what_is_scored():
+    predictions, labels = ROWS
+    rng = np.random.default_rng(3)
+    served = predictions.with_columns(probability=pl.Series(rng.random(len(predictions))))
+    own, told, pieces = ServiceLoop(MADE), ServiceLoop(MADE), ServiceLoop(MADE)
+    expected, answers = own.step(*ROWS), told.step(served, labels)
+    assert answers["probability"].equals(served.sort("_step")["probability"])
+    assert answers["prediction"].equals(answers["probability"] >= 0.5)
+    assert answers.drop("probability", "prediction").equals(expected.drop("probability", "prediction"))
+    assert told.scores["model"].log_loss != own.scores["model"].log_loss
+    for name in ("prior", "without_windows"):
+        assert told.scores[name].log_loss == own.scores[name].log_loss
+    assert told.model.digest() == own.model.digest()
+    assert run(pieces, cut(served, labels, [90, 91, 400])).equals(answers)
+    assert bits(pieces) == bits(told)
+
+
+def test_what_the_model_would_have_said_can_be_served_and_changes_nothing():
+    predictions, labels = ROWS
+    own, told = ServiceLoop(MADE), ServiceLoop(MADE)
+    answers = own.step(*ROWS)
+    told.step(predictions.sort("_step").with_columns(answers["probability"]), labels)
+    assert bits(told) == bits(own)
+
+
+@pytest.mark.parametrize("odd", [None, float("nan"), -0.1, 1.1])
+def test_served_probability_that_is_none_is_refused(odd):
+    with pytest.raises(DataError, match="'probability' must hold a number from 0 to 1"):
+        ServiceLoop(MADE).step(ROWS[0].with_columns(probability=pl.lit(odd, pl.Float64)), ROWS[1])
+
+
+def test_input_named_probability_is_an_input():
+    source = Source("bets", {"id": str, "probability": float, "at": "timestamp[ms]"}, event_time="at", key="id")
+    loop = ServiceLoop(service(on=source, id="id", features=["probability"]))
+    row = {"_step": 0, "_partition": 0, "_offset": 0, "_time": 1, "id": "a", "probability": 3.0}
+    assert loop.step(pl.DataFrame([row]), ROWS[1].clear())["probability"].to_list() == [0.5]
+
+
+@settings(max_examples=20, deadline=None)
+@given(edges=st.lists(st.integers(0, 560), max_size=6), restart=st.integers(0, 6))
+def test_labels_held_for_their_predictions_teach_when_those_come(edges, restart):
+    predictions, labels = ROWS  # every label comes before its prediction
+    predictions = predictions.with_columns(pl.col("_step") + 1_000_000)
+    whole, pieces = ServiceLoop(MADE, hold=True), ServiceLoop(MADE, hold=True)
+    answers = whole.step(predictions, labels)
+    s = whole.summary()
+    assert s["labels_joined"] > 0
+    assert s["model_version"] == s["labels_joined"] // MADE.batch == answers["model_version"].max()
+    assert s["labels_joined"] + s["labels_unmatched"] + s["labels_held"] + s["labels_null"] == len(labels)
+    assert s["predictions"] == s["labels_joined"] + s["labels_expired"] + s["labels_pending"]
+    edges = [edge if edge < 280 else edge + 1_000_000 for edge in edges]
+    for at, each in enumerate([*cut(predictions, labels, edges), (predictions, labels.clear())]):
+        if at == restart:
+            pieces = ServiceLoop.load(MADE, snapshot.decode(bits(pieces), "memory"), hold=True)
+        pieces.step(*(frame.filter(pl.col("_step") > last_step(pieces)) for frame in each))
+        pieces.advance({("seen", 0): max([last_step(pieces), *each[0]["_step"], *each[1]["_step"]])})
+    assert pieces.summary() == s
+
+
+def last_step(loop):
+    return loop.positions.get(("seen", 0), -1)
 
 
 def test_rows_that_lack_a_column_are_refused():
