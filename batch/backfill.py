@@ -37,7 +37,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 #: Events and rows that the kernel is given at a time.
-STEPS = 250_000
+STEPS = 100_000
 #: Copies of events that torn rows may need at a time.
 _COPIES = 2_000_000
 _PATIENT = "365000d"

@@ -116,6 +116,8 @@ class ViewState:
             np.zeros(len(steps.row), np.int64),
             np.zeros(len(steps.row), np.int8),
         )
+        # Numba compiles anew for arrays that it may not write to, as Polars gives them.
+        steps = Steps(*(np.require(array, np.int64, ["C", "W"]) for array in steps))
         self._grow_slots(len(steps.row))
         done, lateness = 0, self.plan.view.source.lateness_ms
         checks = self.plan.checks_overflow
@@ -160,7 +162,7 @@ class ViewState:
 
     def _nothing(self) -> NDArray[np.int64]:
         tracks = len(self.plan.tables.tracks)
-        return np.array([kernel.FORMAT | tracks << 8, _NEVER, *[0] * tracks], np.int64)
+        return _frozen(np.array([kernel.FORMAT | tracks << 8, _NEVER, *[0] * tracks], np.int64))
 
     def _grow_entities(self, count: int) -> None:
         have = len(self._state.slots)
@@ -197,6 +199,12 @@ def _accumulators(plan: Plan) -> Accumulators:
     return Accumulators(tile, tile.view(np.float64), np.zeros(len(plan.tables.ops), np.int64))
 
 
+def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The words, read-only as those of most blobs are: Numba compiles anew for what may be written to."""
+    words.flags.writeable = False
+    return words
+
+
 def _class_sizes(most: int) -> NDArray[np.int64]:
     """Tiles of each size class of a run: 1 2 3 4 6 8 12 16 24 ... up to at least `most`."""
     sizes = [1, 2, 3]
@@ -207,7 +215,7 @@ def _class_sizes(most: int) -> NDArray[np.int64]:
 
 def _checked(plan: Plan, blob: bytes | memoryview, entity: bytes) -> NDArray[np.int64]:
     """The words of a stored state, or FormatError."""
-    words = np.frombuffer(blob, np.int64) if len(blob) % 8 == 0 else np.zeros(0, np.int64)
+    words = _frozen(np.frombuffer(blob, np.int64) if len(blob) % 8 == 0 else np.zeros(0, np.int64))
     if not kernel.is_sound(plan.tables, words):
         raise FormatError(
             f"the stored state of {plan.view.key}, entity {entity.decode()}, is not of format {kernel.FORMAT}: "

@@ -31,7 +31,7 @@ class LabelJoin:
     An id may be used again once its prediction has joined or expired.
 
     With `hold`, a label without a waiting prediction is not unmatched yet: it is kept for one that may still come
-    (`learner.early`), and joins it by `told_before`. Always
+    (`learner.early`), however late by the clock, and joins it by `told_before`. Always
 
         labels = joined + null + unmatched + held
 
@@ -61,7 +61,8 @@ class LabelJoin:
             self.duplicates += 1
             return -1
         self.predictions += 1
-        if time + self.wait < self.clock:
+        self.early.newest = max(self.early.newest, time)
+        if time + self.wait < self.clock and not self.early.knows(key, time):
             self._expired += 1
             return -1
         if not self._free:
@@ -132,7 +133,7 @@ class LabelJoin:
         """All of it as plain values; waiting predictions in the order in which they came."""
         self._sweep()
         slots = np.array([slot for _, slot in self._waiting.values()], np.int64)
-        early = {"early": self.early.dump()} if self.early.dropped or self.early else {}
+        early = {"early": self.early.dump()} if self.hold or self.early or self.early.dropped else {}
         return early | {
             "wait": self.wait,
             "clock": self.clock,
@@ -174,11 +175,11 @@ class LabelJoin:
         for key, held in [(key, held) for key, held in self._waiting.items() if held[0] < horizon]:
             self._expire(key, held)
         if self.early:
-            self.early.sweep(self.clock)
+            self.early.sweep()
 
     def _unmatch(self, key: str | None, time: int, value: float) -> None:
         if self.hold and key is not None:
-            self.early.keep(key, time, value, self.clock)
+            self.early.keep(key, time, value)
         else:
             self._unmatched += 1
 

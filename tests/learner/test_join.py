@@ -17,26 +17,29 @@ events = st.lists(
 
 def oracle(rows, *, hold=False):
     """What joins, by the rules read aloud: a list of (place of the prediction, label), and the counts."""
-    waiting, early, joins, clock = {}, [], [], -1
+    waiting, early, joins, clock, newest = {}, [], [], -1, -1
     counts = dict.fromkeys(("predictions", "duplicates", "unnamed", "null", "unmatched", "expired"), 0)
     for place, (kind, key, time, value) in enumerate(rows):
         clock = max(clock, time)
         counts["expired"] += sum(at + WAIT < clock for _, at in waiting.values())
         waiting = {k: held for k, held in waiting.items() if held[1] + WAIT >= clock}
-        counts["unmatched"] += sum(at + WAIT < clock for _, at, _ in early)
-        early = [label for label in early if label[1] + WAIT >= clock]
+        if kind == "p" and key is not None and key not in waiting:
+            newest = max(newest, time)
+        counts["unmatched"] += sum(at + WAIT < newest for _, at, _ in early)
+        early = [label for label in early if label[1] + WAIT >= newest]
         if kind == "p" and (key is None or key in waiting):
             counts["unnamed" if key is None else "duplicates"] += 1
         elif kind == "p":
             counts["predictions"] += 1
             waiting[key] = (place, time)
-            if time + WAIT < clock:
+            told = [label for label in early if label[0] == key and time <= label[1] <= time + WAIT]
+            if told:
+                early.remove(told[0])
+                del waiting[key]
+                joins.append((place, told[0][2]))
+            elif time + WAIT < clock:
                 del waiting[key]
                 counts["expired"] += 1
-            elif label := next((label for label in early if label[0] == key and label[1] >= time), None):
-                early.remove(label)
-                del waiting[key]
-                joins.append((place, label[2]))
         elif value not in (0.0, 1.0):
             counts["null"] += 1
         elif key not in waiting or time < waiting[key][1]:
@@ -54,8 +57,8 @@ def run(join, rows, start=0):
             slot = join.predicted(key, time)
             if slot >= 0:
                 join.rows[slot] = place
-                value = join.told_before(key, time)
-                joins += [(place, value)] if value is not None else []
+                told = join.told_before(key, time)
+                joins += [(place, told)] if told is not None else []
         else:
             slot = join.labelled(key, time, value)
             if slot >= 0:
@@ -142,13 +145,24 @@ def test_table_grows_with_what_waits():
 def test_labels_that_are_held_are_bounded_in_time_and_number():
     early = EarlyLabels(wait=10, most=5000)
     for time in range(50_000):
-        early.keep(f"flight {time}", time, 1.0, time)
+        early.newest = time
+        early.keep(f"flight {time}", time, 1.0)
     assert len(early) <= 1024
-    early.sweep(50_000)
+    early.newest = 50_000
+    early.sweep()
     assert (len(early), early.dropped) == (10, 49_990)
     for i in range(20_000):  # all at once
-        early.keep(f"stranger {i}", 50_000, 0.0, 50_000)
+        early.keep(f"stranger {i}", 50_000, 0.0)
     assert len(early) <= 5000
     assert len(early) + early.dropped == 70_000
     assert early.take("stranger 19999", 50_000) == 0.0
     assert early.take("stranger 0", 50_000) is None
+
+
+def test_labels_wait_for_predictions_however_late_these_are():
+    join = LabelJoin(WAIT, 1, hold=True)
+    for time in range(100):
+        join.labelled(f"flight {time}", time + 5, 1.0)
+    joined = [join.told_before(f"flight {t}", t) for t in range(100) if join.predicted(f"flight {t}", t) >= 0]
+    assert joined == [1.0] * 100
+    assert (join.joined, join.expired, join.unmatched, join.held) == (100, 0, 0, 0)

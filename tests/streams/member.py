@@ -1,4 +1,4 @@
-"""A member of a consumer group, to be killed or told to stop: member.py KAFKA GROUP TOPIC."""
+"""A member of a consumer group, to be killed or told to stop: member.py KAFKA GROUP TOPIC [SESSION_MS INSTANCE]."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def say(what):
 
 
 if __name__ == "__main__":
-    kafka, group, topic = sys.argv[1:]
+    kafka, group, topic, *rest = sys.argv[1:]
+    session_ms, instance = rest or (1_500, None)
     delivery = Delivery(assigned=assigned, revoked=revoked)
-    run(build_app(group, kafka, [topic], receive, delivery=delivery, session_timeout_ms=1_500), main)
+    options = {"delivery": delivery, "session_timeout_ms": int(session_ms), "instance": instance}
+    run(build_app(group, kafka, [topic], receive, **options), main)

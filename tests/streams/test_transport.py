@@ -166,6 +166,24 @@ def test_two_members_share_the_partitions_and_those_of_a_killed_one_move(pair, p
     asyncio.run(main())
 
 
+def test_a_killed_member_that_has_a_name_gets_its_partitions_back_at_once(real_pair, prefix):
+    topic, group = make_topic(real_pair.kafka, f"{prefix}in", 1), f"{prefix}g"
+    long = 30_000  # without a name the start would take this long
+    command = [sys.executable, MEMBER, real_pair.kafka, group, topic, str(long), "worker-1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout.readline() == "assigned 1\n"
+        killed.kill()
+    produce(real_pair.kafka, topic, 0, numbered(0, 10))
+
+    async def main():
+        received = Received()
+        options = {"session_timeout_ms": long, "instance": "worker-1"}
+        async with running(real_pair.kafka, group, [topic], received, **options):
+            await received.until(lambda: received.count() == 10, seconds=15)
+
+    asyncio.run(main())
+
+
 def test_aborted_transactions_are_not_seen_and_the_markers_at_the_tail_are_delivered(real_pair, prefix):
     kafka, topic = real_pair.kafka, make_topic(real_pair.kafka, f"{prefix}in", 1)
     producer = Producer({"bootstrap.servers": kafka, "transactional.id": f"{prefix}tx"})

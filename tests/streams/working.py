@@ -1,0 +1,99 @@
+"""Running a worker over the shop, and what it leaves behind."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import polars as pl
+import redis
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from featurestore.align import merged
+from featurestore.flow import Flow
+from featurestore.keys import key_prefix
+from featurestore.offline import read_table
+from onceflow.runtime import build_worker, run_worker
+from onceflow.settings import Settings
+from serving.predictor import reads_of
+from tests.streams.shop import PARTITIONS
+
+
+def settings_of(pair, tag, data, **changes):
+    """Settings of a worker that a test may start and stop; small files, so that some are complete."""
+    base = {"mode": "replay", "grid": 256, "chunk": 300, "group": f"g-{tag}", "session_timeout_ms": 1_500}
+    return Settings(kafka=pair.kafka, redis=pair.redis_url, data=data, **base | changes)
+
+
+def work(definitions, settings):
+    """Run a worker to the end of its topics, and return it."""
+    worker = build_worker(definitions, settings, until_end=True)
+    run_worker(worker, settings)
+    return worker
+
+
+def in_memory(definitions, logs, *, partitions=PARTITIONS):
+    """The same views and reads over whole logs at once, in memory: the flow, and its outputs by view."""
+    services = list(definitions.services.values())
+    reads = list(dict.fromkeys(read for service in services for read in reads_of(service).values()))
+    views, predicted = definitions.views.values(), {service.on.name for service in services}
+    flow = Flow(list(views), reads, dict.fromkeys(definitions.sources, partitions))
+    for view in views:
+        for partition in range(partitions):
+            flow.begin(view.key, (view.source.name, partition), None)
+    chunk = merged({topic: int(topic in predicted) for topic in definitions.sources}, logs)
+    assert flow.lookups(chunk, {(topic, p): 0 for topic in predicted for p in range(partitions)}) == {}
+    return flow, flow.run(chunk), chunk
+
+
+def stored(redis_url, tag):
+    """Everything under a tag in Redis but owners and expiry: states as bytes, positions as dicts."""
+    client = redis.Redis.from_url(redis_url)
+    keys = [key for key in client.scan_iter(match=f"*{tag}*", count=5_000)]
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.hmget(key, "format", "next", "clock") if key.endswith(b":next") else pipe.get(key)
+    found = dict(zip(keys, pipe.execute(), strict=True))
+    client.close()
+    return found
+
+
+def blobs(found, view, partition):
+    """The states of a view on a partition, by entity, among those found in Redis."""
+    prefix = key_prefix(view.source.name, partition, view.key)
+    return {key[len(prefix) :]: blob for key, blob in found.items() if key.startswith(prefix) and key != prefix + b"next"}
+
+
+class Read(NamedTuple):
+    """A message of a topic."""
+
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, bytes]
+
+
+def messages(kafka, topic):
+    """Every message of a topic, partition by partition."""
+    options = {"group.id": "reader", "enable.partition.eof": True, "auto.offset.reset": "earliest"}
+    consumer = Consumer({"bootstrap.servers": kafka, "enable.auto.commit": False, **options})
+    waiting = set(AdminClient({"bootstrap.servers": kafka}).list_topics(topic, timeout=10).topics[topic].partitions)
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in waiting])
+    out = []
+    while waiting:
+        message = consumer.poll(20)
+        assert message is not None, f"{topic}: no end of partitions {waiting}"
+        if message.error() is None:
+            headers = dict(message.headers() or [])
+            out.append(Read(message.partition(), message.key(), message.value(), headers))
+        else:
+            assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+            waiting.discard(message.partition())
+    consumer.close()
+    return sorted(out, key=lambda read: read.partition)
+
+
+def table(directory):
+    """All rows of a folder of the offline store, in order of partition and offset."""
+    frame = pl.DataFrame(read_table(directory))
+    return frame.sort("_partition", "_offset", maintain_order=True)
