@@ -30,7 +30,7 @@ clean:
 
 .venv/.synced: pyproject.toml requirements.lock $(filter .cache/%,$(UV))
 	@test -x $(BIN)/python || $(UV) venv --quiet --python-preference only-system
-	@$(UV) pip sync --quiet requirements.lock
+	@$(UV) pip sync --quiet --compile-bytecode requirements.lock
 	@$(UV) pip install --quiet --no-deps --editable .
 	@touch $@
 

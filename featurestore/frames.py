@@ -22,6 +22,9 @@ from featurestore.plan import Plan
 from featurestore.sources import Source
 
 _INT_MAX = np.iinfo(np.int64).max
+# What stands for null while keys are told apart.
+_STAND_INS: dict[pl.DataType, object] = {pl.String(): "", pl.Boolean(): False}
+
 META = {"_partition": pl.Int32(), "_offset": pl.Int64(), "_timestamp": pl.Int64(), "_time": pl.Int64()}
 
 
@@ -74,12 +77,13 @@ def entity_codes(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.i
     codes, width = np.zeros(len(frame), np.int64), 1  # codes lie below the width
     null = np.zeros(len(frame), np.bool_)
     for key in keys:
-        part = frame[key].to_arrow().dictionary_encode()
-        indices = part.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        null |= indices < 0
+        column = frame[key]
+        null |= column.is_null().to_numpy()
+        part = column.fill_null(_STAND_INS.get(column.dtype, 0)).to_arrow().dictionary_encode()
+        indices = part.indices.to_numpy().astype(np.int64)
         if width * len(part.dictionary) > _INT_MAX:
             codes, width = np.unique(codes, return_inverse=True)[1].reshape(-1), len(frame)
-        codes = codes * len(part.dictionary) + np.maximum(indices, 0)
+        codes = codes * len(part.dictionary) + indices
         width *= len(part.dictionary)
     codes[null] = -1
     distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)

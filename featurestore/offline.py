@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from featurestore.errors import DataError, FencedError, FormatError, GapError
@@ -29,6 +28,8 @@ from featurestore.files import publish
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import pyarrow.dataset as ds
 
 FORMAT = 1
 """Version of the files' footer."""
@@ -161,6 +162,8 @@ def read_table(directory: Path, columns: Sequence[str] | None = None, filters: d
     `columns` and `filters` (a pyarrow expression) may name the column `partition`. What a file lacks is null.
     Raises `DataError` when there are no files and `FormatError` when one cannot be read.
     """
+    import pyarrow.dataset as ds  # noqa: PLC0415 - brings pandas, which writers can do without
+
     files, schema, hive = _folder_schema(directory)
     parts = ds.partitioning(pa.schema([("partition", pa.int32())]), flavor="hive") if hive else None
     schema = schema.append(pa.field("partition", pa.int32())) if hive else schema

@@ -63,6 +63,8 @@ class EarlyLabels:
 
     def sweep(self) -> None:
         """Drop the labels that the predictions have left behind."""
+        if not self._count:
+            return
         horizon = self.newest - self.wait
         kept = {key: [label for label in labels if label[0] >= horizon] for key, labels in self._labels.items()}
         self._replace({key: labels for key, labels in kept.items() if labels})

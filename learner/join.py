@@ -43,7 +43,7 @@ class LabelJoin:
         self.hold = hold
         self.early = EarlyLabels(wait)
         self.rows: NDArray[np.float64] = np.empty((64, width))
-        self.clock = _BEGINNING
+        self.clock = self._swept = _BEGINNING  # of all events, and of those when the dead were swept away last
         self.predictions = self.joined = self.duplicates = self.unnamed = self.null = 0
         self._expired = self._unmatched = 0
         self._waiting: dict[str, tuple[int, int]] = {}  # id -> (event time, slot)
@@ -114,13 +114,13 @@ class LabelJoin:
     @property
     def unmatched(self) -> int:
         """Labels that found no prediction, and for which none may come any more."""
-        self._sweep()
+        self.early.sweep()
         return self._unmatched + self.early.dropped
 
     @property
     def held(self) -> int:
         """Labels kept for predictions that may still come."""
-        self._sweep()
+        self.early.sweep()
         return len(self.early)
 
     @property
@@ -132,6 +132,7 @@ class LabelJoin:
     def dump(self) -> dict[str, Any]:
         """All of it as plain values; waiting predictions in the order in which they came."""
         self._sweep()
+        self.early.sweep()
         slots = np.array([slot for _, slot in self._waiting.values()], np.int64)
         early = {"early": self.early.dump()} if self.hold or self.early or self.early.dropped else {}
         return early | {
@@ -171,11 +172,12 @@ class LabelJoin:
         return True
 
     def _sweep(self) -> None:
+        if self._swept == self.clock:
+            return
+        self._swept = self.clock
         horizon = self.clock - self.wait
         for key, held in [(key, held) for key, held in self._waiting.items() if held[0] < horizon]:
             self._expire(key, held)
-        if self.early:
-            self.early.sweep()
 
     def _unmatch(self, key: str | None, time: int, value: float) -> None:
         if self.hold and key is not None:

@@ -220,7 +220,7 @@ def _hear(kafka: str) -> None:
     """Let aiokafka, and the services of Faust, speak through one logger only."""
     service = _Service(logging.WARNING)
     handlers = {"aiokafka": _Broker(kafka)} | dict.fromkeys(
-        ("faust", "mode", "streams.app", "streams.transport"), service
+        ("faust", "mode", "streams.app", "streams.fetching", "streams.transport"), service
     )
     for name, handler in handlers.items():
         logger = logging.getLogger(name)

@@ -122,6 +122,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self.app.consumer_generation_id += 1
         await self.on_partitions_assigned(new, self.app.consumer_generation_id)
 
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Cut no more batches until the next seek, then tell the app."""
+        self._next = {}
+        await super().on_partitions_revoked(revoked)
+
     async def _seek_wait(self, consumer: Any, partitions: Mapping[TP, int]) -> None:  # noqa: ANN401
         self._next = dict(partitions)
         self._beyond.clear()

@@ -1,6 +1,5 @@
 """A service's predictions and labels as they lie in Kafka, for the tests of the learner process."""
 
-import itertools
 import json
 
 import numpy as np
@@ -85,13 +84,12 @@ def make_topics(kafka, given):
     ensure_topics(kafka, dict.fromkeys(topics_of(given), PARTITIONS))
 
 
-def send(kafka, topic, records, timestamp=None):
+def send(kafka, topic, records):
     """Produce (partition, value) pairs, in order."""
     producer = Producer({"bootstrap.servers": kafka, "linger.ms": 1, "log_level": 0})
-    stamp = {} if timestamp is None else {"timestamp": timestamp}
-    for part in itertools.batched(records, 5000) if hasattr(itertools, "batched") else [records]:
-        for partition, value in part:
-            producer.produce(topic, value, partition=partition, **stamp)
+    for at in range(0, len(records), 50_000):
+        for partition, value in records[at : at + 50_000]:
+            producer.produce(topic, value, partition=partition)
         producer.flush(20)
 
 

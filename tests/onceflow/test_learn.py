@@ -75,7 +75,7 @@ def test_learn_leaves_a_snapshot_and_a_model_when_told_to_stop(project, prefix, 
     with learning(kafka=embedded_pair.kafka, metrics_port=port) as process:
         assert process.stderr.readline() == f"onceflow learn: learning {service.name}\n"
         shown = metrics(
-            port, lambda shown: shown.get(f'onceflow_service_predictions{{service="{service.name}"}}', 0) > 300
+            port, lambda shown: shown.get(f'onceflow_service_predictions{{service="{service.name}"}}', 0) > 200
         )
         code, error, seconds = stopped(process, number)
     assert (code, error) == (0, "")

@@ -23,7 +23,8 @@ def make_topic(kafka, name, partitions):
 
 
 def produce(kafka, topic, partition, values, **options):
-    producer = Producer({"bootstrap.servers": kafka, "linger.ms": 1, **options})
+    settings = {"linger.ms": 1, "max.in.flight.requests.per.connection": 1}  # a batch that is sent again stays in order
+    producer = Producer({"bootstrap.servers": kafka, **settings, **options})
     for value in values:
         producer.produce(topic, value, b"k" + value, partition=partition, timestamp=1_000 + int(value))
     producer.flush(20)

@@ -1,13 +1,11 @@
 """A small shop for the tests of the worker: definitions, events and bad records, all told apart by a tag.
 
 Orders are predicted on: will they come back? Views are keyed by the topic's key and by another column, the user.
-As a definitions module of a worker's process it takes the tag from the environment.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 from typing import NamedTuple
 
@@ -186,9 +184,3 @@ def logs(definitions, records, *, partitions=PARTITIONS):
         kinds = {name: TYPES[kind] for name, kind in source.schema.items()}
         out[topic, p] = with_derived(source, pl.DataFrame(events, schema={**kinds, **META}))
     return out, offsets
-
-
-if TAG in os.environ:
-    _DEFINITIONS = shop(os.environ[TAG])
-    globals().update({f"service{i}": each for i, each in enumerate(_DEFINITIONS.services.values())})
-    globals().update({f"view{i}": each for i, each in enumerate(_DEFINITIONS.views.values())})
