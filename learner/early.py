@@ -28,7 +28,7 @@ class EarlyLabels:
     def __init__(self, wait: int, most: int = MOST) -> None:
         self.wait = wait
         self.most = most
-        self.newest = _BEGINNING
+        self.newest = self._swept = _BEGINNING
         self.dropped = 0
         self._labels: dict[str, list[tuple[int, float]]] = {}  # (time, value), in the order in which they came
         self._count = 0
@@ -38,7 +38,10 @@ class EarlyLabels:
         return self._count
 
     def keep(self, key: str, time: int, value: float) -> None:
-        """Keep a label of 0 or 1."""
+        """Keep a label of 0 or 1, unless it is left behind already."""
+        if time + self.wait < self.newest:
+            self.dropped += 1
+            return
         if self._count >= min(self._limit, self.most):
             self.sweep()
             self._make_room()
@@ -63,8 +66,9 @@ class EarlyLabels:
 
     def sweep(self) -> None:
         """Drop the labels that the predictions have left behind."""
-        if not self._count:
+        if self._swept == self.newest:
             return
+        self._swept = self.newest
         horizon = self.newest - self.wait
         kept = {key: [label for label in labels if label[0] >= horizon] for key, labels in self._labels.items()}
         self._replace({key: labels for key, labels in kept.items() if labels})

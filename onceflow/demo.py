@@ -68,6 +68,7 @@ def run(folder: Path, days: int | None, report: Report) -> Outcome:
             "ONCEFLOW_REDIS": f"redis://{redis.address}/0",
             "ONCEFLOW_DATA": str(folder / "data"),
             "ONCEFLOW_PARTITIONS": str(PARTITIONS),
+            "ONCEFLOW_ALONE": "true",
         }
         sent = _produce(kafka.address, frames, report)
         _replay(folder, environment, sent, outcome, report)

@@ -141,6 +141,6 @@ def run_worker(worker: Worker, settings: Settings) -> None:
         worker.receive,
         delivery=delivery,
         session_timeout_ms=settings.session_timeout_ms,
-        alone=worker.options.until_end,
+        alone=settings.alone or worker.options.until_end,
     )
     run(app, worker.main)

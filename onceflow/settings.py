@@ -37,6 +37,8 @@ class Settings(BaseModel):
     """The directory of archive, mirror, models and snapshots; taken from the project's directory."""
     group: Group = "onceflow"
     """The consumer group that the workers of one project share."""
+    alone: bool = False
+    """Whether one worker takes all partitions, without a consumer group: it starts at once, also after it was killed."""
     mode: Literal["live", "replay"] = "live"
     """Whose time it is: the wall clock's, or the stream's."""
     partitions: Count = 4

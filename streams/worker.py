@@ -221,6 +221,12 @@ class Worker:
     async def main(self, app: App) -> None:
         """Work until cancelled or, with `until_end`, until all is done."""
         self.app = app
+        try:
+            await self._work_through()
+        finally:
+            await self.store.close()
+
+    async def _work_through(self) -> None:
         while not self._finished():
             async with self._turning:
                 self._give_up_waiting()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import redis
 
 from learner import snapshot
+from learner.loop import ServiceLoop
 from onceflow import embedded
 from tests.faults.child import start
 from tests.streams.shop import TAG, history, produce, shop
@@ -42,10 +44,10 @@ class Case:
 
 
 @contextmanager
-def embedded_servers(redis_url=None):
-    """A broker, and a Redis unless one is given, for one run only."""
+def embedded_servers():
+    """A broker and a Redis for one run only."""
     with embedded.kafka() as broker, embedded.redis() as store:
-        yield SimpleNamespace(kafka=broker.address, redis_url=redis_url or f"redis://{store.address}/0")
+        yield SimpleNamespace(kafka=broker.address, redis_url=f"redis://{store.address}/0")
 
 
 def undisturbed(case, data):
@@ -86,8 +88,6 @@ def outcome(case, pair, data):
 
 
 def _learnt(service, path):
-    from learner.loop import ServiceLoop
-
     kept = snapshot.read(path)
     return {**ServiceLoop.load(service, kept).summary(), "positions": kept["positions"]}
 
@@ -112,52 +112,88 @@ class Killer:
     def run(self, kills, seed):
         """Kill `kills` workers at moments that the seed tells, then let one finish."""
         rng = random.Random(seed)
-        shares = sorted(rng.random() * 1.1 for _ in range(kills))
-        for share in shares:
-            self._run(lambda process, s=share: self._moment(process, s, rng))
-        while self._run(lambda _: None) != 0:
+        for share in sorted(rng.random() * 1.1 for _ in range(kills)):
+            process = self.start()
+            doing = self._moment(process, share, rng)
+            if process.exitcode is None:
+                process.kill()
+                self.moments[doing] += 1
+            self.ended(process)
+        self.finish()
+
+    def finish(self):
+        """Run workers until one comes to the end; a worker may stop with an error, but not time after time."""
+        while self.ended(self.start()) != 0:
             self.moments["failed"] += 1
-            assert self.moments["failed"] < 5, self.log()
+            assert self.moments["failed"] < 10, self.log()
 
-    def log(self):
-        """What the workers said."""
-        return (self.data / "worker.log").read_text()[-4_000:]
-
-    def _run(self, moment):
+    def start(self):
+        """Start a worker."""
         self.data.mkdir(parents=True, exist_ok=True)
         settings = self.case.settings(self.pair, self.data)
         names = ("kafka", "redis", "data", "group", "mode", "grid", "chunk")
         environment = {f"ONCEFLOW_{name.upper()}": str(getattr(settings, name)) for name in names}
         arguments = ["worker", "-m", "tests.faults.definitions", "--until-end"]
-        process = start(arguments, self.data / "worker.log", {**environment, TAG: self.case.tag})
-        doing = moment(process)
-        if doing is not None:
-            process.kill()
-            self.moments[doing] += 1
+        return start(arguments, self.data / "worker.log", {**environment, TAG: self.case.tag})
+
+    def ended(self, process):
+        """Wait for a worker's end; returns its exit code."""
         process.join(LIMIT_SECONDS)
         assert process.exitcode is not None, f"no end after {LIMIT_SECONDS} s: {self.log()}"
         return process.exitcode
 
+    def log(self):
+        """What the workers said."""
+        return (self.data / "worker.log").read_text()[-4_000:]
+
+    def until(self, process, share):
+        """Wait until a share of the work is done, or the worker has ended."""
+        with redis.Redis.from_url(self.pair.redis_url) as client:
+            while process.is_alive() and self._done(client) < share:
+                time.sleep(0.002)
+
     def _moment(self, process, share, rng):
-        """Wait until a share of the work is done, and a little; what the worker is doing then, None if it has ended.
+        """Wait for the moment to kill; returns what the worker is doing then.
 
         A share above one is for the time after all is stored, and some workers do not get beyond their start.
         """
         if rng.random() < 0.2:
             process.join(rng.random())
-            return None if process.exitcode is not None else "starting"
-        with redis.Redis.from_url(self.pair.redis_url) as client:
-            while self._done(client) < min(share, 1) and process.is_alive():
-                time.sleep(0.002)
+            return "starting"
+        self.until(process, min(share, 1))
         process.join(rng.random() * (0.3 if share > 1 else 0.05))
-        return None if process.exitcode is not None else "ending" if share > 1 else "working"
+        return "ending" if share > 1 else "working"
 
     def _done(self, client):
-        """How much of the input has been stored by all, from 0 to 1."""
-        keys = [key for key in client.scan_iter(match=f"*{self.case.tag}*predict.*:next", count=10_000)]
-        return sum(int(client.hget(key, "next") or 0) for key in keys) / self._total
-
-    @property
-    def _total(self):
+        """How much of the input has been processed and stored, from 0 to 1."""
         asked = sum(record.topic.startswith(("orders", "returns")) for record in self.case.records)
-        return asked * len(self.case.definitions.services)
+        keys = list(client.scan_iter(match=f"*{self.case.tag}*predict.*:next", count=10_000))
+        return sum(int(client.hget(key, "next") or 0) for key in keys) / (asked * len(self.case.definitions.services))
+
+
+@dataclass
+class RedisKiller(Killer):
+    """Kills Redis under workers, and takes some of the last writes away from its log before it is back."""
+
+    server: object = None
+
+    def run(self, kills, seed):
+        """Kill Redis `kills` times at moments that the seed tells, then let a worker finish."""
+        rng = random.Random(seed)
+        process = self.start()
+        for share in sorted(rng.random() for _ in range(kills)):
+            while self._until_ended(process, share):
+                self.moments["stopped"] += 1  # by the refusal of a batch that does not follow what is stored
+                process = self.start()
+            self.server.kill()
+            log = self.server.directory / "appendonly.aof"
+            os.truncate(log, int(log.stat().st_size * rng.uniform(0.5, 1)))
+            self.server.start()
+            self.moments["rolled back"] += 1
+        self.ended(process)
+        self.finish()
+
+    def _until_ended(self, process, share):
+        """Wait for the moment to kill; whether the worker has ended before, and not because all is done."""
+        self.until(process, share)
+        return process.exitcode is not None and process.exitcode != 0

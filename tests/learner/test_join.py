@@ -43,8 +43,9 @@ def oracle(rows, *, hold=False):
         elif value not in (0.0, 1.0):
             counts["null"] += 1
         elif key not in waiting or time < waiting[key][1]:
-            counts["unmatched"] += not hold or key is None
-            early += [(key, time, value)] if hold and key is not None else []
+            hopeful = hold and key is not None and time + WAIT >= newest
+            counts["unmatched"] += not hopeful
+            early += [(key, time, value)] if hopeful else []
         else:
             joins.append((waiting.pop(key)[0], value))
     return joins, counts | {"joined": len(joins), "pending": len(waiting), "held": len(early)}

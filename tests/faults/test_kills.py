@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import secrets
+from types import SimpleNamespace
+
+import pytest
+
+from tests.faults.kills import Case, Killer, RedisKiller, differences, embedded_servers, outcome, produce, undisturbed
+from tests.featurestore.redis_server import RedisServer
+
+
+@pytest.fixture(scope="module")
+def case():
+    return Case(secrets.token_hex(4), orders=2_400)
+
+
+@pytest.fixture(scope="module")
+def expected(case, tmp_path_factory):
+    return undisturbed(case, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.timeout(240)
+def test_ten_killed_workers_leave_what_one_undisturbed_worker_leaves(pair, case, expected, tmp_path):
+    produce(pair.kafka, case.tag, case.records)
+    killer = Killer(case, pair, tmp_path)
+    killer.run(kills=10, seed=7)
+    found = outcome(case, pair, tmp_path)
+    assert sum(killer.moments.values()) - killer.moments["failed"] >= 8, killer.moments
+    assert differences(expected, found) == dict.fromkeys(expected, 0)
+    assert len(expected["predictions"]) == 2 * case.orders
+
+
+@pytest.mark.timeout(240)
+def test_a_redis_that_is_killed_and_loses_its_last_writes_loses_nothing(case, expected, tmp_path):
+    with RedisServer("bundled", tmp_path, "--appendonly", "yes", "--appendfsync", "everysec") as server:
+        with embedded_servers() as servers:
+            pair = SimpleNamespace(kafka=servers.kafka, redis_url=server.url)
+            produce(pair.kafka, case.tag, case.records)
+            killer = RedisKiller(case, pair, tmp_path / "data", server)
+            killer.run(kills=3, seed=3)
+            found = outcome(case, pair, tmp_path / "data")
+    assert killer.moments["rolled back"] == 3
+    assert differences(expected, found) == dict.fromkeys(expected, 0)
