@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 # Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.
 _compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+# A call of these would hand over the state as some hundred scalars.
+_inlined = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
 #: What became of an event: folded; too late for every window; quarantined, since an integer sum would overflow; left
 #: out of the view, since its entity key is null.
 FOLDED, LATE, OVERFLOW, KEYLESS = range(4)
@@ -144,7 +146,7 @@ def _make_room(state: State, slot: int, track: int, stride: int, size_class: int
     run[0], run[2] = new, size_class
 
 
-@_compiled
+@_inlined
 def _place(state: State, slot: int, track: int, stride: int, index: int) -> int:
     """How many tiles of the run lie before `index`."""
     start, low, high = state.runs[slot, track, 0], 0, state.runs[slot, track, 1]
@@ -159,7 +161,7 @@ def _place(state: State, slot: int, track: int, stride: int, index: int) -> int:
     return int(low)
 
 
-@_compiled
+@_inlined
 def _tile(state: State, slot: int, track: int, stride: int, index: int, oldest: int) -> int:
     """The first word of the tile, made when it is not there."""
     place = _place(state, slot, track, stride, index)
@@ -183,7 +185,7 @@ def _tile(state: State, slot: int, track: int, stride: int, index: int, oldest: 
     return int(at)
 
 
-@_compiled
+@_inlined
 def _add(
     state: State, ops: NDArray[np.int64], first: int, end: int, at: int, inputs: Inputs, row: int, time: int
 ) -> None:
@@ -218,7 +220,7 @@ def _add(
             words[w + 1] = inputs.words[lane, row]
 
 
-@_compiled
+@_inlined
 def _add_real(reals: NDArray[np.float64], w: int, value: float) -> None:
     total = reals[w] + value
     if np.isfinite(total):
@@ -229,12 +231,12 @@ def _add_real(reals: NDArray[np.float64], w: int, value: float) -> None:
     reals[w] = total
 
 
-@_compiled
+@_inlined
 def _overflows(a: int, b: int) -> bool:
     return (b > 0 and a > _INT_MAX - b) or (b < 0 and a < _INT_MIN - b)
 
 
-@_compiled
+@_inlined
 def _merge(
     ops: NDArray[np.int64],
     first: int,
@@ -279,7 +281,7 @@ def _merge(
             aw[a], aw[a + 1] = words[b], words[b + 1]
 
 
-@_compiled
+@_inlined
 def _finish_one(out: NDArray[np.int64], acc: Accumulators, results: Results, step: int, j: int) -> None:
     aw, ar = acc.words, acc.reals
     code, w, n = out[0], out[1], aw[out[2]]
@@ -307,7 +309,7 @@ def _finish_one(out: NDArray[np.int64], acc: Accumulators, results: Results, ste
     results.valid[step, j] = valid
 
 
-@_compiled
+@_inlined
 def _recall(tables: Tables, state: State, slot: int, g: int, acc: Accumulators) -> None:
     """Take from the cache what is merged of a group's window."""
     track, at = tables.groups[g, 0], tables.groups[g, 4] + 2
@@ -318,7 +320,7 @@ def _recall(tables: Tables, state: State, slot: int, g: int, acc: Accumulators) 
         acc.wraps[o] = state.cache[slot, at + stride + o - first]
 
 
-@_compiled
+@_inlined
 def _remember(tables: Tables, state: State, slot: int, g: int, oldest: int, newest: int, acc: Accumulators) -> None:
     """Put into the cache what is merged of a group's window."""
     track, at = tables.groups[g, 0], tables.groups[g, 4]
@@ -331,14 +333,14 @@ def _remember(tables: Tables, state: State, slot: int, g: int, oldest: int, newe
         state.cache[slot, at + 2 + stride + o - first] = acc.wraps[o]
 
 
-@_compiled
+@_inlined
 def _forget(tables: Tables, state: State, slot: int) -> None:
     """Drop what the cache has of a slot."""
     for g in range(tables.groups.shape[0]):
         state.cache[slot, tables.groups[g, 4]] = _INT_MIN
 
 
-@_compiled
+@_inlined
 def _window(tables: Tables, state: State, slot: int, g: int, oldest: int, acc: Accumulators) -> bool:
     """Merge the slot's tiles from `oldest` on into `acc`, oldest to newest; False when there are none.
 
@@ -367,7 +369,7 @@ def _window(tables: Tables, state: State, slot: int, g: int, oldest: int, acc: A
     return True
 
 
-@_compiled
+@_inlined
 def _finish(
     tables: Tables,
     state: State,
@@ -413,7 +415,7 @@ def _finish(
             _finish_one(tables.outs[j], acc, results, step, j)
 
 
-@_compiled
+@_inlined
 def _is_late(tables: Tables, time: int, limit: int) -> bool:
     for k in range(tables.tracks.shape[0] - 1, -1, -1):  # the longest windows are the last
         hop = tables.tracks[k, 0]
@@ -442,7 +444,7 @@ def _would_overflow(tables: Tables, state: State, slot: int, inputs: Inputs, row
     return False
 
 
-@_compiled
+@_inlined
 def _slot(tables: Tables, state: State, entity: int, partition: int) -> int:
     slot = state.slots[entity, partition]
     if slot < 0:
@@ -459,7 +461,7 @@ def _slot(tables: Tables, state: State, entity: int, partition: int) -> int:
     return int(slot)
 
 
-@_compiled
+@_inlined
 def _fold(tables: Tables, state: State, slot: int, inputs: Inputs, row: int, time: int) -> None:
     newest = max(state.newest[slot], time)
     if time < state.newest[slot]:

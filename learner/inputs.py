@@ -22,6 +22,8 @@ from featurestore.predictions import Prediction, decode_prediction, prediction_t
 from learner.reader import Reader, Records
 from learner.service import Service
 
+_POLL = 10_000
+
 
 @dataclass(frozen=True)
 class Options:
@@ -62,7 +64,8 @@ class _Log:
 
     expected: int | None
     source: int
-    heard: float
+    room: int  # how many events may be buffered
+    heard: float = 0.0
     ended: bool = False
     paused: bool = False
 
@@ -84,7 +87,7 @@ class Inputs:
             (t, p): places.get((t, p), Place()) for t in (self.asked, self.told) for p in range(partitions[t])
         }
         self._check(places)
-        self._logs = {at: _Log(place.next, place.source, 0.0) for at, place in self._places.items()}
+        self._logs = {at: _Log(place.next, place.source, options.buffer) for at, place in self._places.items()}
         self._aligner = Aligner({self.told: 0, self.asked: 1})
         self._aligner.assign({at: place.clock for at, place in self._places.items()})
 
@@ -100,7 +103,7 @@ class Inputs:
 
     def receive(self, reader: Reader, now: float, wall: int) -> bool:
         """Buffer what the reader has. `now` is a monotonic time (s), `wall` the clock (ms). Says whether any came."""
-        batches = reader.poll()
+        batches = reader.poll(min(_POLL, self._options.buffer))
         for records in batches:
             log = self._logs[records.partition]
             if self._options.until_end and log.ended:
@@ -118,6 +121,8 @@ class Inputs:
         if chunk is not None:
             for at, (_, end) in chunk.spans.items():
                 self._places[at] = _moved(self._places[at], chunk.frames.get(at[0]), at[1], end)
+        elif not self._aligner.waiting():
+            pass
         return chunk
 
     def labels(self, chunk: Chunk) -> pl.DataFrame:
@@ -146,12 +151,20 @@ class Inputs:
             silent = not self._options.replay and log.heard + self._options.max_wait <= now
             self._aligner.drain(at, log.ended and (silent or self._options.until_end))
             buffered = self._aligner.buffered(at)
-            if log.paused and buffered <= self._options.buffer // 2:
+            if log.paused and buffered <= log.room // 2:
                 reader.resume(at)
                 log.paused = False
-            elif not log.paused and buffered > self._options.buffer:
+            elif not log.paused and buffered > log.room:
                 reader.pause(at)
                 log.paused = True
+            if buffered <= self._options.buffer // 2:
+                log.room = self._options.buffer
+
+    def _make_room(self) -> None:
+        """Let more in where all that is buffered has one key: only what follows tells that no more of it comes."""
+        for log in self._logs.values():
+            if log.paused:
+                log.room *= 2
 
     def _push(self, log: _Log, records: Records, wall: int | None) -> None:
         topic = records.partition[0]

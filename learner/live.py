@@ -30,7 +30,7 @@ CHAMPION = "champion"
 _IDLE_SECONDS = 0.02
 _SHOW_SECONDS = 1.0
 _STEP_SECONDS = 0.5
-_FEWEST = 64
+_FIRST, _FEWEST = 1_000, 64  # rows of a step: before its pace is known, and at least
 
 
 class LiveLearner:
@@ -53,8 +53,8 @@ class LiveLearner:
         self._inputs: Inputs | None = None
         self._rows = 0  # taken since the last snapshot
         self._due = self._show_at = self._publish_at = 0.0
-        self._offered = 0  # the model version that was last considered for publishing
-        self._limit = options.chunk
+        self._offered = 0  # the model version that was published last
+        self._limit = min(options.chunk, _FIRST)
 
     @property
     def inputs(self) -> Inputs:
@@ -111,15 +111,16 @@ class LiveLearner:
         """Put the model into the store as champion, unless it has learnt nothing since."""
         if self.loop.model_version == self._offered:
             return
-        self._offered, name = self.loop.model_version, self.service.name
-        versions = self._store.versions(name)
+        name, versions = self.service.name, self._store.versions(self.service.name)
         if versions and self._store.meta(name, versions[-1])["digest"] == self.loop.model.digest():
-            return  # published by the process before this one
-        places = self.inputs.places
-        positions = [[topic, partition, place.next] for (topic, partition), place in sorted(places.items())]
-        lineage = {"views": [view.key for view in self.service.views], "positions": positions}
-        self.published = self._store.publish(name, self.loop.model, lineage, self.loop.summary())
+            self.published = versions[-1]  # by a process that died before it could name or remember it
+        else:
+            places = sorted(self.inputs.places.items())
+            positions = [[topic, partition, place.next] for (topic, partition), place in places]
+            lineage = {"views": [view.key for view in self.service.views], "positions": positions}
+            self.published = self._store.publish(name, self.loop.model, lineage, self.loop.summary())
         self._store.alias(name, CHAMPION, self.published)
+        self._offered = self.loop.model_version
 
     def _dump(self) -> dict[str, Any]:
         places = self.inputs.places

@@ -65,7 +65,7 @@ class Reader:
             ]
         )
 
-    def poll(self, limit: int = 10_000) -> list[Records]:
+    def poll(self, limit: int) -> list[Records]:
         """What has come since, at most `limit` records, without waiting.
 
         GapError: a partition no longer holds the offset to go on from. UnavailableError: Kafka refuses a partition.

@@ -36,7 +36,7 @@ def test_a_redis_that_is_killed_and_loses_its_last_writes_loses_nothing(case, ex
         with embedded_servers() as servers:
             pair = SimpleNamespace(kafka=servers.kafka, redis_url=server.url)
             produce(pair.kafka, case.tag, case.records)
-            killer = RedisKiller(case, pair, tmp_path / "data", server)
+            killer = RedisKiller(case, pair, tmp_path / "data", server=server)
             killer.run(kills=3, seed=3)
             found = outcome(case, pair, tmp_path / "data")
     assert killer.moments["rolled back"] == 3

@@ -107,6 +107,15 @@ def test_replay_equals_one_step_over_the_merged_logs(pair, prefix, tmp_path, chu
     assert snapshot.encode(kept["learner"]) == bits(expected)
 
 
+def test_more_events_of_one_time_than_the_buffer_takes_do_not_stop_a_replay(embedded_pair, prefix, tmp_path):
+    service = made(prefix)
+    predictions, labels = logs(1500, service)
+    labels = labels.with_columns(pl.lit(30 * HOUR, pl.Int64).alias("at"))
+    sent(embedded_pair.kafka, service, predictions, labels)
+    one, _ = replay(embedded_pair.kafka, tmp_path, service, dataclasses.replace(REPLAY, buffer=10))
+    assert bits(one.loop) == bits(expected_loop(service, predictions, labels))
+
+
 def test_learner_goes_on_from_its_snapshot_and_learns_nothing_twice(embedded_pair, prefix, tmp_path):
     service = made(prefix)
     predictions, labels = logs(1500, service)
