@@ -122,7 +122,7 @@ class Inputs:
             for at, (_, end) in chunk.spans.items():
                 self._places[at] = _moved(self._places[at], chunk.frames.get(at[0]), at[1], end)
         elif not self._aligner.waiting():
-            pass
+            self._make_room()
         return chunk
 
     def labels(self, chunk: Chunk) -> pl.DataFrame:

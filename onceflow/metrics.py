@@ -34,7 +34,7 @@ class WorkerCollector(Collector):
 
     def __init__(self, stats: Stats, processors: Sequence[Processor]) -> None:
         self._stats = stats
-        self._loops = [processor.loop for processor in processors if isinstance(processor, ReplayService)]
+        self._services = [processor for processor in processors if isinstance(processor, ReplayService)]
 
     def collect(self) -> Iterable[Metric]:
         """The metrics as they are now."""
@@ -53,7 +53,7 @@ class WorkerCollector(Collector):
         yield spent
         yield GaugeMetricFamily("onceflow_stream_time_ms", "Newest event time", value=stats.stream_time or 0)
         yield self._freshness()
-        yield from _service_metrics([loop.summary() for loop in self._loops])
+        yield from _service_metrics([service.summary for service in self._services])
 
     def _freshness(self) -> Metric:
         counts = self._stats.freshness.cumsum().tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -46,6 +47,7 @@ class ReplayService(_Predictor):
         self._file = folder / f"{service.name}.snapshot"
         kept = snapshot.read(self._file)
         self.loop = ServiceLoop(service) if kept is None else ServiceLoop.load(service, kept)
+        self.summary: Mapping[str, Any] = self.loop.summary()  # as of the last chunk, for other threads
 
     def positions(self) -> Mapping[Partition, int]:
         """As of the last chunk."""
@@ -59,6 +61,7 @@ class ReplayService(_Predictor):
         asked = rows if len(rows) else _no_rows(service)
         answers = self.loop.step(asked, told)
         self.loop.advance({partition: end for partition, (_, end) in chunk.spans.items() if partition[0] in topics})
+        self.summary = self.loop.summary()
         return _published(asked, answers)
 
     def checkpoint(self) -> Callable[[], None]:
@@ -68,10 +71,9 @@ class ReplayService(_Predictor):
 
     def publish(self, store: ModelStore) -> int:
         """Put the model as it is now into the store, as champion; returns its version there."""
-        summary = self.loop.summary()
         positions = [[topic, partition, offset] for (topic, partition), offset in sorted(self.loop.positions.items())]
         lineage = {"views": [view.key for view in self.service.views], "positions": positions}
-        version = store.publish(self.name, self.loop.model, lineage, summary)
+        version = store.publish(self.name, self.loop.model, lineage, self.summary)
         store.alias(self.name, CHAMPION, version)
         return version
 

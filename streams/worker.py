@@ -235,6 +235,7 @@ class Worker:
                     await self._begin(chunk)
                 else:
                     await self._stored()
+                    self._make_room()
             if chunk is None:
                 self._wake.clear()
                 with suppress(TimeoutError):
@@ -248,6 +249,14 @@ class Worker:
         """Whether, with `until_end`, every partition has come to its end and nothing is left of it."""
         logs = self._logs.values()
         return self.options.until_end and bool(logs) and all(log.at_end for log in logs) and self._aligner.empty
+
+    def _make_room(self) -> None:
+        """Let held partitions bring more when nothing else would: all that they have brought may share one key."""
+        if not self._aligner.waiting():
+            for partition, log in self._logs.items():
+                if log.held:
+                    log.held = False
+                    self.app.consumer.release(TP(*partition))
 
     def _give_up_waiting(self) -> None:
         """Go on without partitions that have been silent for too long; in a replay, never."""

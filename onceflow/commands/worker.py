@@ -30,5 +30,5 @@ def run(*, module: str, mode: str | None, until_end: bool) -> None:
     for service in learnt:
         service.publish(ModelStore(settings.data / "models"))
     if until_end:
-        services = {service.name: service.loop.summary() for service in learnt}
+        services = {service.name: service.summary for service in learnt}
         typer.echo(json.dumps({**worker.stats.summary(), "services": services}))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 
-import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,8 +32,8 @@ class Other:
     most = Max("i")
     mean = Mean("x")
     spread = Std("x")
-    sum = Sum("x", windows=["20s", "lifetime"])
-    share = derived(col("sum_20s") / col("sum_lifetime"))
+    sum = Sum("x", windows=["20s", "1m"])
+    share = derived(col("sum_20s") / col("sum_1m"))
 
 
 @view(entity=Entity("k", "k"), source=ASKS, windows=["10s", "lifetime"])
@@ -86,7 +85,8 @@ def chunks_of(logs, rng, starts=None):
         start = (starts or {}).get(at, 0)
         before = frame[:start]["_time"]
         aligner.assign({at: before.max() if len(before) else None})
-        aligner.push(at, frame[start:], start, len(frame))
+        if start < len(frame):
+            aligner.push(at, frame[start:], start, len(frame))
         aligner.drain(at)
     while (chunk := aligner.take(rng.randint(1, 9))) is not None:
         yield chunk
@@ -123,7 +123,7 @@ class Run:
                 if at[0] == each.source.name:
                     assert self.flow.next_offset(key, at) >= end
                     clock = self.flow.states[key].clock(at[1])
-                    self.positions[key, at[1]] = (self.flow.next_offset(key, at), clock)
+                    self.positions[key, at[1]] = (self.flow.next_offset(key, at), clock or 0)
             self._keep(key, outputs[key])
 
     def _keep(self, key, output):
@@ -161,20 +161,20 @@ def test_any_chunking_gives_the_same_bits(events, one, other):
 
 
 @given(EVENTS, SEEDS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_states_that_were_stored_and_loaded_are_as_good_as_those_kept_in_memory(events, seed):
     assert run(events, seed, forgetful=0.5).all() == run(events, seed).all()
 
 
 @given(EVENTS, SEEDS, st.data())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_a_view_that_is_ahead_skips_what_it_has_folded(events, seed, data):
     logs, rng = logs_of(events), random.Random(seed)
     whole, ahead = Run(), Run()
     cuts = {at: data.draw(st.integers(0, len(frame))) for at, frame in logs.items() if at[0] == "events"}
     for chunk in chunks_of({at: frame[: cuts[at]] for at, frame in logs.items() if at in cuts}, rng):
         ahead.take(chunk)
-    del ahead.positions[Other.key, 0], ahead.positions[Other.key, 1]
+    ahead.positions = {at: place for at, place in ahead.positions.items() if at not in {(Other.key, 0), (Other.key, 1)}}
     for p in (0, 1):
         for key in [key for key in ahead.blobs if key[:2] == (Other.key, p)]:
             del ahead.blobs[key]
@@ -191,21 +191,12 @@ def test_a_view_that_is_ahead_skips_what_it_has_folded(events, seed, data):
     assert [row[:2] for row in ahead.events[Other.key]] == [row[:2] for row in again]
 
 
-def value_of(name, feature, mine, key, before, place):
-    """What the oracle says of a feature at an event."""
-
-
 @given(EVENTS)
 @settings(deadline=None)
 def test_a_read_sees_what_came_before_it_in_merged_order_and_its_own_event_unless_before(events):
     done, seen = run(events), defaultdict(list)
     reads = {read: iter(rows) for read, rows in done.reads.items()}
-    order = []
-    for chunk in chunks_of(logs_of(events), random.Random(0)):
-        for topic, frame in chunk.frames.items():
-            order += [(len(order), topic, row) for row in frame.iter_rows(named=True)]
-    order = merged_rows(events)
-    for topic, event in order:
+    for topic, event in merged_rows(events):
         for read in (read for read in READS if read.topic == topic and read.before):
             check(read, event, seen, next(reads[read]))
         seen[topic].append(event)
@@ -242,7 +233,7 @@ def check(read, event, seen, row):
 def test_events_that_are_late_overflow_or_have_no_key_are_not_folded_and_told_apart():
     base = {"topic": "events", "_partition": 0, "k": "a", "g": None, "i": 2**62, "x": None}
     done = run([{**base, "_time": time} for time in (500_000, 500_000, 1_000)])
-    assert [row[:2] for row in done.events[Own.key]] == [(0, 0)]
+    assert [row[:2] for row in done.events[Own.key]] == [(0, 0), (0, 2)]  # a lifetime is never too late
     names = frame_of(SOURCE, []).columns
     assert [row[names.index("_offset")] for row in done.overflowed[Own.key]] == [1]
     assert [row[names.index("_offset")] for row in done.late[Other.key]] == [2]
@@ -259,17 +250,7 @@ def test_an_output_has_the_events_place_its_keys_and_all_features():
     assert flow.lookups(chunk, {}) == {}
     frame = flow.run(chunk)[Other.key].events
     assert frame.columns == ["_partition", "_offset", "_time", "g", *Other.outputs]
-    assert frame.row(0, named=True) | {"spread_20s": 0} == {
-        "_partition": 1,
-        "_offset": 0,
-        "_time": 5_000,
-        "g": 2,
-        "n_20s": 1,
-        "most_20s": 4,
-        "mean_20s": 0.5,
-        "spread_20s": 0,
-        "sum_20s": 0.5,
-        "sum_lifetime": 0.5,
-        "share": 1.0,
+    assert frame.row(0) == (1, 0, 5_000, 2, 1, 4, 0.5, None, 0.5, 0.5, 1.0)
+    assert {name: frame.schema[name] for name in ("_partition", "_offset", "_time")} == {
+        name: META[name] for name in ("_partition", "_offset", "_time")
     }
-    assert isinstance(frame.schema["_partition"], type(pl.DataFrame(schema=META).schema["_partition"]))
