@@ -65,6 +65,8 @@ class Flow:
         self._reads = {key: [read for read in reads if read.view.key == key] for key in self.views}
         self._next: dict[tuple[str, Partition], int] = {}
         self._work: dict[str, _Work] = {}
+        # By frame (kept, so that its id stays its own) and key columns.
+        self._codes: dict[tuple[int, tuple[str, ...]], tuple[pl.DataFrame, NDArray[np.int64], list[bytes]]] = {}
 
     def begin(self, view_key: str, partition: Partition, position: tuple[int, int] | None) -> None:
         """Take a partition on for a view, at its stored (next offset, clock); None when nothing is stored."""
@@ -81,6 +83,7 @@ class Flow:
 
         `read_from` gives the offset of each (topic, partition) from which reads are wanted.
         """
+        self._codes.clear()
         self._work = {key: self._work_of(view, chunk, read_from) for key, view in self.views.items()}
         out = {}
         for key, work in self._work.items():
@@ -100,6 +103,7 @@ class Flow:
                     at = (key, partition)
                     self._next[at] = max(end, self._next.get(at, end))
         self._work = {}
+        self._codes.clear()
         return outputs
 
     def changes(self) -> dict[str, list[Changes]]:
@@ -126,9 +130,11 @@ class Flow:
                 work.read_entities.append(self._numbers(state, frame, read.keys))
         return work
 
-    @staticmethod
-    def _numbers(state: ViewState, frame: pl.DataFrame, keys: Sequence[str]) -> NDArray[np.int64]:
-        codes, encoded = entity_codes(frame, keys)
+    def _numbers(self, state: ViewState, frame: pl.DataFrame, keys: tuple[str, ...]) -> NDArray[np.int64]:
+        at = (id(frame), keys)  # views often share a topic and an entity
+        if at not in self._codes:
+            self._codes[at] = (frame, *entity_codes(frame, keys))
+        _, codes, encoded = self._codes[at]
         numbers = state.number(encoded)
         return np.where(codes < 0, NO_ENTITY, numbers[codes] if len(numbers) else NO_ENTITY)
 

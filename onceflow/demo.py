@@ -25,7 +25,7 @@ from onceflow.produce import produce_frame
 
 MODULE = "examples.flights.features"
 SERVICE = "late_arrival"
-PARTITIONS = 4
+PARTITIONS = 2
 #: The live part: so many events a second, for so many seconds.
 LIVE_RATE, LIVE_SECONDS = 1_000, 3
 YEAR_MS = 365 * 86_400_000

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -33,19 +33,17 @@ _PREDICTION = {
 _NO_EVENTS = pl.DataFrame(schema={"_partition": pl.Int32, "_offset": pl.Int64, "_time": pl.Int64})
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One record to produce."""
 
     topic: str
     partition: int
     value: bytes | None
     key: bytes | None = None
-    headers: Mapping[str, bytes] = field(default_factory=dict)
+    headers: Mapping[str, bytes] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record of a source topic, as it came."""
 
     topic: str
@@ -62,8 +60,10 @@ def feature_topic(view: View) -> str:
 def feature_messages(view: View, events: pl.DataFrame, spans: Mapping[Partition, tuple[int, int]]) -> Iterator[Message]:
     """A view's online writes over the offsets of `spans`; at least one message a span, so that none looks missing."""
     topic = feature_topic(view)
+    ordered = events.sort("_partition", "_offset") if events.width else _NO_EVENTS
+    partitions = ordered["_partition"].to_numpy()
     for (_, partition), (start, end) in spans.items():
-        rows = (events.filter(pl.col("_partition") == partition) if events.width else _NO_EVENTS).sort("_offset")
+        rows = ordered[np.searchsorted(partitions, partition) : np.searchsorted(partitions, partition, side="right")]
         cuts = _cuts(rows)
         offsets = [start, *rows["_offset"].gather(cuts).to_list(), end]
         for (low, high), (begin, stop) in zip(

@@ -57,7 +57,7 @@ class Publisher:
                     value=message.value,
                     key=message.key,
                     partition=message.partition,
-                    headers=dict(message.headers) or None,
+                    headers=None if message.headers is None else dict(message.headers),
                     on_delivery=self._delivered,
                 )
             except BufferError:

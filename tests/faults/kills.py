@@ -94,10 +94,11 @@ def _learnt(service, path):
 
 def differences(one, other):
     """By store, how many of its items differ."""
-    return {
-        name: sum(one[name].get(key, None) != other[name].get(key, None) for key in one[name].keys() | other[name].keys())
-        for name in one
-    }
+    out = {}
+    for name, items in one.items():
+        keys = items.keys() | other[name].keys()
+        out[name] = sum(items.get(key) != other[name].get(key) for key in keys)
+    return out
 
 
 @dataclass

@@ -32,12 +32,12 @@ def test_ten_killed_workers_leave_what_one_undisturbed_worker_leaves(pair, case,
 
 @pytest.mark.timeout(240)
 def test_a_redis_that_is_killed_and_loses_its_last_writes_loses_nothing(case, expected, tmp_path):
-    with RedisServer("bundled", tmp_path, "--appendonly", "yes", "--appendfsync", "everysec") as server:
-        with embedded_servers() as servers:
-            pair = SimpleNamespace(kafka=servers.kafka, redis_url=server.url)
-            produce(pair.kafka, case.tag, case.records)
-            killer = RedisKiller(case, pair, tmp_path / "data", server=server)
-            killer.run(kills=3, seed=3)
-            found = outcome(case, pair, tmp_path / "data")
+    log = ("--appendonly", "yes", "--appendfsync", "everysec")
+    with RedisServer("bundled", tmp_path, *log) as server, embedded_servers() as servers:
+        pair = SimpleNamespace(kafka=servers.kafka, redis_url=server.url)
+        produce(pair.kafka, case.tag, case.records)
+        killer = RedisKiller(case, pair, tmp_path / "data", server=server)
+        killer.run(kills=3, seed=3)
+        found = outcome(case, pair, tmp_path / "data")
     assert killer.moments["rolled back"] == 3
     assert differences(expected, found) == dict.fromkeys(expected, 0)

@@ -127,11 +127,11 @@ class Run:
             self._keep(key, outputs[key])
 
     def _keep(self, key, output):
-        for kept, frame in ((self.events, output.events), (self.late, output.late)):
-            kept[key] += frame.rows()
-        self.overflowed[key] += output.overflowed.rows()
-        for read, frame in output.reads.items():
-            self.reads[read] += frame.drop("_step").rows()
+        frames = [(self.events, key, output.events), (self.late, key, output.late)]
+        frames += [(self.overflowed, key, output.overflowed)]
+        frames += [(self.reads, read, frame) for read, frame in output.reads.items()]
+        for kept, name, frame in frames:  # a step counts from the beginning of its chunk
+            kept[name] += frame.drop("_step", strict=False).rows()
 
     def all(self):
         """Everything, with every bit of every number."""

@@ -49,7 +49,7 @@ def in_memory(definitions, logs, *, partitions=PARTITIONS):
 def stored(redis_url, tag):
     """Everything under a tag in Redis but owners and expiry: states as bytes, positions as dicts."""
     client = redis.Redis.from_url(redis_url)
-    keys = [key for key in client.scan_iter(match=f"*{tag}*", count=5_000)]
+    keys = list(client.scan_iter(match=f"*{tag}*", count=5_000))
     pipe = client.pipeline(transaction=False)
     for key in keys:
         pipe.hmget(key, "format", "next", "clock") if key.endswith(b":next") else pipe.get(key)
@@ -61,7 +61,9 @@ def stored(redis_url, tag):
 def blobs(found, view, partition):
     """The states of a view on a partition, by entity, among those found in Redis."""
     prefix = key_prefix(view.source.name, partition, view.key)
-    return {key[len(prefix) :]: blob for key, blob in found.items() if key.startswith(prefix) and key != prefix + b"next"}
+    mine = {key.removeprefix(prefix): blob for key, blob in found.items() if key.startswith(prefix)}
+    mine.pop(b"next", None)
+    return mine
 
 
 class Read(NamedTuple):

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from featurestore import Source, col
+from streams.ingest import ingested
+from streams.transport import Batch
+
+NOW = 1_700_000_000_000
+SOURCE = Source(
+    "payments",
+    schema={"card": str, "shop": str, "n": int, "at": "timestamp[ms]"},
+    event_time="at",
+    key="card",
+    max_lead="1m",
+    derive={"small": col("n").cast(pl.Int8), "place": col("shop") + "!"},
+)
+
+
+def payment(**changes):
+    return json.dumps({"card": "c1", "shop": "s", "n": 1, "at": NOW, **changes}).encode()
+
+
+def batch_of(values, *, first=10, step=1, timestamps=NOW):
+    offsets = first + step * np.arange(len(values))
+    stamps = np.broadcast_to(np.int64(timestamps), len(values))
+    return Batch("payments", 3, first, int(first + step * len(values)), offsets, stamps, [None] * len(values), values)
+
+
+def refusals(got):
+    return [(refused.offset, refused.error) for refused in got.rejects]
+
+
+def test_good_events_keep_their_place_their_bytes_and_their_derived_columns():
+    values = [payment(n=i) for i in range(3)]
+    got = ingested(SOURCE, batch_of(values, step=5, timestamps=[7, 8, 9]), NOW)
+    assert got.rejects == []
+    frame = got.events
+    assert frame["_partition"].to_list() == [3, 3, 3]
+    assert frame["_offset"].to_list() == [10, 15, 20]
+    assert frame["_timestamp"].to_list() == [7, 8, 9]
+    assert frame["_time"].to_list() == [NOW] * 3
+    assert frame["_raw"].to_list() == values
+    assert (frame["small"].to_list(), frame["place"].to_list()) == ([0, 1, 2], ["s!"] * 3)
+
+
+def test_bad_records_are_set_apart_and_the_others_go_on():
+    values = [payment(), b"{", None, payment(n="1"), payment(card="c2")]
+    got = ingested(SOURCE, batch_of(values), NOW)
+    assert got.events["card"].to_list() == ["c1", "c2"]
+    assert got.events["_offset"].to_list() == [10, 14]
+    assert refusals(got) == [(11, "malformed"), (12, "tombstone"), (13, "type")]
+
+
+def test_a_refused_record_goes_out_with_its_bytes_and_says_why_and_whence():
+    [refused] = ingested(SOURCE, batch_of([b'{"card": 1}']), NOW).rejects
+    message = refused.message
+    assert (message.topic, message.partition, message.value) == ("payments.dlq", 3, b'{"card": 1}')
+    assert message.headers["detail"]
+    rest = {name: value for name, value in message.headers.items() if name != "detail"}
+    assert rest == {"error": b"type", "topic": b"payments", "partition": b"3", "offset": b"10"}
+
+
+def test_no_more_than_four_kilobytes_of_a_refused_record_are_kept():
+    value = payment(shop="x" * 70_000)
+    [refused] = ingested(SOURCE, batch_of([value]), NOW).rejects
+    assert refused.error == "oversized"
+    assert refused.message.value == value[:4096]
+
+
+@pytest.mark.parametrize(("now", "timestamps"), [(NOW, 0), (None, NOW)])
+def test_the_future_begins_after_the_lead_by_the_clock_or_in_a_replay_by_kafkas_timestamp(now, timestamps):
+    values = [payment(at=NOW + 60_000), payment(at=NOW + 60_001), payment(at=0)]
+    got = ingested(SOURCE, batch_of(values, timestamps=timestamps), now)
+    assert got.events["_offset"].to_list() == [10, 12]
+    assert refusals(got) == [(11, "future")]
+
+
+def test_a_text_that_names_an_entity_may_be_only_so_long_in_bytes_also_a_derived_one():
+    values = [payment(shop="é" * 127), payment(shop="é" * 128), payment(shop="é" * 129), payment(shop=None)]
+    got = ingested(SOURCE, batch_of(values), NOW, ["shop"])
+    assert got.events["_offset"].to_list() == [10, 11, 13]
+    assert refusals(got) == [(12, "oversized")]
+    got = ingested(SOURCE, batch_of(values), NOW, ["place", "shop"])
+    assert got.events["_offset"].to_list() == [10, 13]
+    assert refusals(got) == [(11, "oversized"), (12, "oversized")]
+
+
+def test_an_event_that_a_derived_column_cannot_take_is_refused_alone():
+    values = [payment(n=n) for n in (1, 300, 2, 3, -129, 4)]
+    got = ingested(SOURCE, batch_of(values), NOW)
+    assert got.events["small"].to_list() == [1, 2, 3, 4]
+    assert got.events["_raw"].to_list() == [values[i] for i in (0, 2, 3, 5)]
+    assert refusals(got) == [(11, "derive"), (14, "derive")]
+
+
+def test_an_event_with_two_faults_is_refused_once():
+    got = ingested(SOURCE, batch_of([payment(shop="s" * 300, at=NOW + 60_001)]), NOW, ["shop", "place"])
+    assert refusals(got) == [(10, "future")]
+    assert len(got.events) == 0
+
+
+@pytest.mark.parametrize("values", [[], [b"{"], [payment(n=1_000)]])
+def test_a_batch_without_good_events_gives_a_frame_with_all_columns(values):
+    got = ingested(SOURCE, batch_of(values), NOW, ["place"])
+    assert len(got.events) == 0
+    assert got.events.columns == ingested(SOURCE, batch_of([payment()]), NOW).events.columns
+    assert len(got.rejects) == len(values)
