@@ -38,7 +38,7 @@ class Settings(BaseModel):
     group: Group = "onceflow"
     """The consumer group that the workers of one project share."""
     alone: bool = False
-    """Whether one worker takes all partitions, without a consumer group: it starts at once, also after it was killed."""
+    """Whether one worker takes all partitions, without a consumer group: it starts at once, even after a kill."""
     mode: Literal["live", "replay"] = "live"
     """Whose time it is: the wall clock's, or the stream's."""
     partitions: Count = 4

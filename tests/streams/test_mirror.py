@@ -151,7 +151,7 @@ def test_any_engine_reads_the_files(tmp_path):
     asyncio.run(follow(feed, tmp_path, [1]))
     files = f"{tmp_path}/features/visits/**/*.parquet"
     query = f"select count(*), max(n_1m), min(partition) from read_parquet('{files}', hive_partitioning=true)"
-    assert duckdb.sql(query).fetchone() == (100, 99, 0)
+    assert duckdb.sql(query).fetchall() == [(100, 99, 0)]
 
 
 def test_the_archive_has_the_sources_columns_and_the_records_place():
