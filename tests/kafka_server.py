@@ -38,6 +38,7 @@ group.min.session.timeout.ms=500
 auto.create.topics.enable=false
 controlled.shutdown.enable=false
 message.max.bytes=16777216
+log.retention.ms=-1
 """
 
 
