@@ -26,6 +26,8 @@ class Stats:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by stage of the work
     first_at: float | None = None
     last_at: float | None = None
+    cpu_first: float = 0.0  # of the whole process
+    cpu_last: float = 0.0
     stream_time: int | None = None
     freshness: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(BOUNDS) + 1, np.int64))
 
@@ -51,11 +53,17 @@ class Stats:
             return 0.0
         return self.events / (self.last_at - self.first_at)
 
+    def events_per_cpu_s(self) -> float:
+        """Events a second of CPU time, of all the process's threads."""
+        spent = self.cpu_last - self.cpu_first
+        return self.events / spent if spent > 0 else 0.0
+
     def summary(self) -> dict[str, Any]:
         """All of it as plain data."""
         return {
             "events": self.events,
             "events_per_s": round(self.events_per_s()),
+            "events_per_cpu_s": round(self.events_per_cpu_s()),
             "predictions": self.predictions,
             "states": self.states,
             "rejected": dict(self.rejected),

@@ -80,6 +80,10 @@ class Work:
     def _takers(self, topic: str) -> list[Processor]:
         return [x for x in self._processors if topic in {source.name for source in x.sources}]
 
+    def next_offset(self, view_key: str, partition: Partition) -> int | None:
+        """First offset of the partition that the view has not folded; None before it has folded any."""
+        return self._flow.next_offset(view_key, partition)
+
     def lookups(
         self, chunk: Chunk
     ) -> tuple[list[Request], Callable[[Sequence[Sequence[Sequence[bytes | None]]]], None]]:

@@ -24,10 +24,10 @@ import polars as pl
 
 from featurestore.align import Aligner, Chunk, Partition
 from featurestore.definitions import View
-from featurestore.errors import GapError
+from featurestore.errors import FencedError, GapError
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
-from featurestore.stores import OnlineStore
+from featurestore.stores import OnlineStore, Request
 from streams.ingest import Ingested, ingested
 from streams.messages import Message
 from streams.mirror import Mirror, archive_table
@@ -39,6 +39,10 @@ from streams.work import Turn, Work
 
 if TYPE_CHECKING:
     from streams.app import App
+
+
+FLUSH_SECONDS = 5.0
+"""How long what has come may be missing from the files of a live worker."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Worker:
         self._refused: list[Message] = []
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
+        self._flush_at = 0.0
         self._storing: asyncio.Task[None] | None = None
         self._reset()
 
@@ -236,6 +241,7 @@ class Worker:
                 else:
                     await self._stored()
                     self._make_room()
+                    await self._flush_now_and_then()
             if chunk is None:
                 self._wake.clear()
                 with suppress(TimeoutError):
@@ -269,16 +275,34 @@ class Worker:
     async def _begin(self, chunk: Chunk) -> None:
         """Compute a turn while the one before is being stored, then store it in turn."""
         stats = self.stats
-        stats.first_at = time.monotonic() if stats.first_at is None else stats.first_at
+        if stats.first_at is None:
+            stats.first_at, stats.cpu_first = time.monotonic(), time.process_time()
         requests, load = await asyncio.to_thread(self._work.lookups, chunk)
         if requests:
             await self._stored()  # or what is read may be older than what is being written
             with self._work.timed("load"):
-                load(await self.store.read_many(requests))
+                answers = await self.store.read_many(requests)
+                await self._check(requests)
+                load(answers)
         publish = self.mirror is not None
         turn = await asyncio.to_thread(self._work.turn, chunk, self.now(), publish=publish)
         await self._stored()
         self._storing = asyncio.create_task(self._store(turn))
+
+    async def _check(self, requests: Sequence[Request]) -> None:
+        """Make sure that what was just read is as new as this worker.
+
+        States that a store has lost would be folded on as if they had never been, and what is predicted from them could
+        be learnt before the commit is refused.
+        """
+        for key, topic in dict.fromkeys((request.view_key, request.topic) for request in requests):
+            for partition, found in enumerate(await self.store.positions(key, topic, self.partitions[topic])):
+                mine = self._work.next_offset(key, (topic, partition))
+                if (topic, partition) in self._logs and mine != (stored := found and found.next):
+                    raise FencedError(
+                        f"view {key} on {topic}:{partition}: the store stands at offset {stored}, this one at {mine}: "
+                        "the store was emptied or rolled back, or another worker has taken over. Start this one again"
+                    )
 
     async def _stored(self) -> None:
         """Wait for the turn that is being stored."""
@@ -303,7 +327,7 @@ class Worker:
         stats.states += sum(len(commit.entities) for commit in turn.commits)
         stats.chunks += 1
         stats.events += turn.chunk.events
-        stats.last_at = time.monotonic()
+        stats.last_at, stats.cpu_last = time.monotonic(), time.process_time()
         wall = self.now()
         for frame in turn.chunk.frames.values():
             stats.fresh(np.maximum(wall - frame["_timestamp"].to_numpy(), 0))
@@ -316,6 +340,16 @@ class Worker:
                 self.app.consumer.release(TP(*partition))
 
     # --- files --------------------------------------------------------------------------------------------------
+
+    async def _flush_now_and_then(self) -> None:
+        """Live, let files follow within seconds; a flush rewrites them, so that it may take a twentieth of the time."""
+        begun = time.monotonic()
+        if not self.options.replay and begun >= self._flush_at:
+            self._flush_archives()
+            if self.mirror is not None:
+                await self.mirror.flush()
+            ended = time.monotonic()
+            self._flush_at = ended + max(FLUSH_SECONDS, 20 * (ended - begun))
 
     def _flush_archives(self) -> None:
         for log in self._logs.values():

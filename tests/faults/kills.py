@@ -7,19 +7,16 @@ import os
 import random
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import redis
 
 from learner import snapshot
 from learner.loop import ServiceLoop
-from onceflow import embedded
 from tests.faults.child import start
 from tests.streams.shop import TAG, history, produce, shop
-from tests.streams.working import messages, settings_of, stored, table, work
+from tests.streams.working import messages, own_servers, settings_of, stored, table, work
 
 LIMIT_SECONDS = 60
 
@@ -30,7 +27,7 @@ class Case:
 
     tag: str
     orders: int
-    chunk: int = 300
+    chunk: int = 600
     grid: int = 2_000
     seed: int = 0
     records: list = field(init=False)
@@ -43,16 +40,9 @@ class Case:
         return settings_of(pair, self.tag, data, chunk=self.chunk, grid=self.grid)
 
 
-@contextmanager
-def embedded_servers():
-    """A broker and a Redis for one run only."""
-    with embedded.kafka() as broker, embedded.redis() as store:
-        yield SimpleNamespace(kafka=broker.address, redis_url=f"redis://{store.address}/0")
-
-
 def undisturbed(case, data):
     """What one worker leaves that nobody disturbs."""
-    with embedded_servers() as pair:
+    with own_servers() as pair:
         produce(pair.kafka, case.tag, case.records)
         work(case.definitions, case.settings(pair, data))
         return outcome(case, pair, data)

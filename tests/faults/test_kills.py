@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.faults.kills import Case, Killer, RedisKiller, differences, embedded_servers, outcome, produce, undisturbed
+from tests.faults.kills import Case, Killer, RedisKiller, differences, outcome, produce, undisturbed
 from tests.featurestore.redis_server import RedisServer
+from tests.streams.working import own_servers
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_ten_killed_workers_leave_what_one_undisturbed_worker_leaves(pair, case,
 @pytest.mark.timeout(240)
 def test_a_redis_that_is_killed_and_loses_its_last_writes_loses_nothing(case, expected, tmp_path):
     log = ("--appendonly", "yes", "--appendfsync", "everysec")
-    with RedisServer("bundled", tmp_path, *log) as server, embedded_servers() as servers:
+    with RedisServer("bundled", tmp_path, *log) as server, own_servers() as servers:
         pair = SimpleNamespace(kafka=servers.kafka, redis_url=server.url)
         produce(pair.kafka, case.tag, case.records)
         killer = RedisKiller(case, pair, tmp_path / "data", server=server)

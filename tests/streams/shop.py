@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import polars as pl
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 from river import linear_model, preprocessing
 
 from featurestore import Count, Entity, Last, Max, Mean, Source, Std, Sum, col, derived, view
@@ -108,7 +109,8 @@ def history(tag, orders, *, seed=0, partitions=PARTITIONS, shuffled=True):
         order |= {"amount": rng.random() * 100, "items": rng.choice([None, 1, 2, 3]), "at": time - jitter}
         out.append(_record(f"orders-{tag}", place, order))
         if rng.random() < 0.9 and number > 20:
-            told = {"order_id": f"o{number - rng.randrange(1, 20)}", "returned": rng.random() < 0.3, "at": time}
+            told = {"order_id": f"o{number - rng.randrange(1, 20)}", "returned": rng.random() < 0.3}
+            told["at"] = time - (rng.choice([0, 0, 15 * SECOND]) if shuffled else 0)
             out.append(_record(f"returns-{tag}", place, told))
     return out
 
@@ -160,8 +162,13 @@ def bad_records(tag, time):
 
 def produce(kafka, tag, records, *, partitions=PARTITIONS):
     """Send records to their partitions, with the time of the event as Kafka's."""
-    ensure_topics(kafka, {f"{name}-{tag}": partitions for name in ("clicks", "orders", "returns")})
-    producer = Producer({"bootstrap.servers": kafka, "linger.ms": 5, "queue.buffering.max.messages": 1_000_000})
+    topics = [f"{name}-{tag}" for name in ("clicks", "orders", "returns")]
+    # The records are old: a broker that keeps only a week would delete them under the worker.
+    made = [NewTopic(name, partitions, 1, config={"retention.ms": "-1"}) for name in topics]
+    AdminClient({"bootstrap.servers": kafka}).create_topics(made)
+    ensure_topics(kafka, dict.fromkeys(topics, partitions))
+    options = {"enable.idempotence": True, "linger.ms": 5}  # a retry must not change the order
+    producer = Producer({"bootstrap.servers": kafka, "queue.buffering.max.messages": 1_000_000, **options})
     for record in records:
         producer.produce(record.topic, record.value, partition=record.partition, timestamp=record.time)
         producer.poll(0)

@@ -15,9 +15,7 @@ import pytest
 import redis
 
 from featurestore import oracle
-from featurestore.align import Chunk
-from featurestore.errors import FencedError, FormatError, StateError
-from learner.loop import ServiceLoop
+from featurestore.errors import FencedError, FormatError, GapError, StateError
 from onceflow import embedded
 from onceflow.children import free_port
 from onceflow.runtime import build_worker
@@ -28,7 +26,7 @@ from streams.messages import feature_table
 from streams.transport import Delivery
 from tests.faults.child import start
 from tests.streams.shop import MINUTE, PARTITIONS, TAG, bad_records, history, logs, produce, shop
-from tests.streams.working import blobs, in_memory, messages, settings_of, stored, table, work
+from tests.streams.working import blobs, in_memory, messages, own_servers, settings_of, stored, table, work
 
 
 def tagged():
@@ -43,9 +41,10 @@ def done(pair, tmp_path_factory):
     records += bad_records(tag, records[-1].time + MINUTE)
     produce(pair.kafka, tag, records)
     data, definitions = tmp_path_factory.mktemp("done"), shop(tag)
-    worker = work(definitions, settings_of(pair, tag, data))
+    settings = settings_of(pair, tag, data)
+    worker = work(definitions, settings)
     good, ends = logs(definitions, records)
-    flow, outputs, chunk = in_memory(definitions, good)
+    _, outputs, _ = in_memory(definitions, good)
     return SimpleNamespace(**locals())
 
 
@@ -55,17 +54,41 @@ def same(one, other):
     return repr(one.sort(order).rows()) == repr(other.select(one.columns).sort(order).rows())
 
 
+def check_all(worker, definitions, settings, records, folder):
+    """Compare what a worker left in every place with the same views and services over the whole history at once."""
+    good, ends = logs(definitions, records)
+    flow, outputs, chunk = in_memory(definitions, good)
+    tag = next(iter(definitions.sources)).partition("-")[2]
+    found = stored(settings.redis, tag)
+    for view in definitions.views.values():
+        for partition in range(PARTITIONS):
+            assert blobs(found, view, partition) == flow.states[view.key].blobs(partition)
+            place = found[f"{{{view.source.name}:{partition}}}:{view.key}:next".encode()]
+            clock = flow.states[view.key].clock(partition)
+            assert place == [b"1", b"%d" % ends[view.source.name, partition], b"%d" % clock]
+        assert same(outputs[view.key].events, table(settings.data / "features" / view.name))
+    for topic, source in definitions.sources.items():
+        frame = pl.concat([frame for (name, _), frame in good.items() if name == topic])
+        columns = ["_partition", "_offset", "_timestamp", *source.schema]
+        assert same(frame.select(columns), table(settings.data / "events" / topic))
+    for service in definitions.services.values():
+        once = ReplayService(service, folder)
+        reads = {read: outputs[read.view.key].reads[read] for read in reads_of(service).values()}
+        expected = once.process(chunk, reads)
+        kept = table(settings.data / "predictions" / service.name)
+        assert same(expected.select("_partition", "_offset", "id", "probability", "model_version"), kept)
+        inputs = expected.select("_partition", "_offset", "_effective", *service.inputs)
+        assert same(inputs.with_columns(pl.col(service.inputs).fill_nan(None)), kept)
+        [mine] = [x for x in worker.processors if x.name == service.name]
+        assert mine.loop.summary() == once.loop.summary()
+        assert once.loop.summary()["labels_learnt"] > 0
+
+
 # --- the outcome of a replay ------------------------------------------------------------------------------------------
 
 
-def test_states_equal_those_of_the_same_views_in_memory(done):
-    found = stored(done.pair.redis_url, done.tag)
-    for view in done.definitions.views.values():
-        for partition in range(PARTITIONS):
-            assert blobs(found, view, partition) == done.flow.states[view.key].blobs(partition)
-            place = found[f"{{{view.source.name}:{partition}}}:{view.key}:next".encode()]
-            clock = done.flow.states[view.key].clock(partition)
-            assert place == [b"1", b"%d" % done.ends[view.source.name, partition], b"%d" % clock]
+def test_states_features_predictions_and_models_equal_those_of_the_whole_history_at_once(done, tmp_path):
+    check_all(done.worker, done.definitions, done.settings, done.records, tmp_path)
 
 
 def test_every_bad_record_is_in_quarantine_once_with_its_bytes_and_its_place(done):
@@ -134,20 +157,6 @@ def test_archive_and_mirror_are_complete_for_any_engine(done):
         assert len(found) == sum(len(frame) for (topic, _), frame in done.good.items() if topic == service.on.name)
 
 
-def test_predictions_and_models_equal_those_of_the_whole_history_in_one_step(done, tmp_path):
-    for service in done.definitions.services.values():
-        once = ReplayService(service, tmp_path)
-        wanted = {read: done.outputs[read.view.key].reads[read] for read in reads_of(service).values()}
-        expected = once.process(Chunk(done.chunk.frames, done.chunk.spans), wanted)
-        found = table(done.data / "predictions" / service.name)
-        assert same(expected.select("_partition", "_offset", "id", "probability", "model_version"), found)
-        inputs = expected.select("_partition", "_offset", "_effective", *service.inputs)
-        assert same(inputs.with_columns(pl.col(service.inputs).fill_nan(None)), found)
-        [mine] = [x for x in done.worker.processors if x.name == service.name]
-        assert mine.loop.summary() == once.loop.summary()
-        assert once.loop.summary()["labels_learnt"] > 0
-
-
 def test_what_has_been_done_is_not_done_again(done):
     def state():
         names = [f"features.{name}" for name in done.definitions.views]
@@ -158,7 +167,7 @@ def test_what_has_been_done_is_not_done_again(done):
         return sent, files, stored(done.pair.redis_url, done.tag)
 
     before = state()
-    worker = work(done.definitions, settings_of(done.pair, done.tag, done.data))
+    worker = work(done.definitions, done.settings)
     assert worker.stats.events == 0
     assert dict(worker.stats.rejected) == {}
     assert state() == before
@@ -201,13 +210,12 @@ def test_a_replayed_prediction_sees_all_that_has_come_by_its_time_and_never_the_
     assert ties > 10
 
 
-def test_two_replays_give_the_same_bits_at_any_pace(embedded_pair, tmp_path):
+def test_two_replays_give_the_same_bits_at_any_pace(tmp_path):
     tag = tagged()
     definitions, records = shop(tag), history(tag, 200, seed=3)
     outcomes = []
     for chunk, grid in ((40, 64), (5_000, 1_000)):
-        with embedded.kafka() as broker, embedded.redis() as store:
-            pair = SimpleNamespace(kafka=broker.address, redis_url=f"redis://{store.address}/0")
+        with own_servers() as pair:
             produce(pair.kafka, tag, records)
             data = tmp_path / str(chunk)
             worker = work(definitions, settings_of(pair, tag, data, chunk=chunk, grid=grid))
@@ -240,7 +248,7 @@ async def beside(worker, settings, until, seconds=30):
     app = build_app(settings.group, settings.kafka, topics, worker.receive, **options)
     task = asyncio.ensure_future(run_app(app, worker.main))
     async with asyncio.timeout(seconds):
-        while not task.done() and not until():
+        while not task.done() and not until():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     if not task.done():
         task.cancel()
@@ -297,8 +305,6 @@ def test_a_server_that_is_away_at_the_start_is_waited_for(away, tmp_path):
         wait_for(lambda: "retrying" in log.read_text(), process, log)
         time.sleep(1)
         stack.enter_context(runs[away](ports[away]))
-        if away == "kafka":
-            process.join(30)  # it makes the topics, which are empty
         process.join(30)
         assert process.exitcode == 0, log.read_text()
     lines = [line for line in log.read_text().splitlines() if "retrying" in line]
@@ -377,26 +383,16 @@ def test_a_service_that_forgot_what_it_did_does_not_do_it_again_with_features_fr
 def test_a_redis_that_is_emptied_stops_the_worker_and_the_next_one_builds_all_anew(tmp_path):
     tag = tagged()
     definitions, records = shop(tag), history(tag, 250)
-    with embedded.kafka() as broker, embedded.redis() as store:
-        pair = SimpleNamespace(kafka=broker.address, redis_url=f"redis://{store.address}/0")
+    with own_servers() as pair:
         produce(pair.kafka, tag, records)
         settings = settings_of(pair, tag, tmp_path, chunk=50)
         with redis.Redis.from_url(pair.redis_url) as client:
             flusher = threading.Thread(target=flush_soon, args=(client, tag))
             flusher.start()
-            with pytest.raises(FencedError, match="nobody owns it"):
+            with pytest.raises(FencedError, match="emptied or rolled back"):
                 work(definitions, settings)
             flusher.join()
-        work(definitions, settings)
-        good, _ = logs(definitions, records)
-        flow, outputs, _ = in_memory(definitions, good)
-        found = stored(pair.redis_url, tag)
-    for view in definitions.views.values():
-        for partition in range(PARTITIONS):
-            assert blobs(found, view, partition) == flow.states[view.key].blobs(partition)
-        assert same(outputs[view.key].events, table(tmp_path / "features" / view.name))
-    for service in definitions.services.values():
-        assert len(table(tmp_path / "predictions" / service.name)) == 250
+        check_all(work(definitions, settings), definitions, settings, records, tmp_path / "again")
 
 
 def flush_soon(client, tag):
@@ -404,6 +400,53 @@ def flush_soon(client, tag):
     while not any(client.type(key) == b"string" for key in client.scan_iter(match=f"*{tag}*", count=1_000)):
         time.sleep(0.005)
     client.flushall()
+
+
+def test_a_redis_that_lost_its_last_writes_stops_the_worker_before_anything_is_made_of_what_is_left(
+    embedded_pair, tmp_path, monkeypatch
+):
+    tag = tagged()
+    definitions, records = shop(tag), ordered(tag, 250)
+    settings = settings_of(embedded_pair, tag, tmp_path)
+    half = next(i for i in range(500, len(records)) if records[i].time > records[i - 1].time)
+    produce(embedded_pair.kafka, tag, records[:half])
+    work(definitions, settings)  # so that the next one must read states
+    produce(embedded_pair.kafka, tag, records[half:])
+    settings = settings_of(embedded_pair, tag, tmp_path, chunk=20)
+    worker, turns = build_worker(definitions, settings, until_end=True), []
+    committed = worker._committed
+    with redis.Redis.from_url(embedded_pair.redis_url) as client:
+
+        def roll_back(turn):
+            committed(turn)
+            turns.append({key: client.dump(key) for key in client.scan_iter(match=f"*{tag}*", count=1_000)})
+            if len(turns) == 4:
+                client.delete(*turns[-1])
+                for key, value in turns[1].items():
+                    client.restore(key, 0, value)
+
+        monkeypatch.setattr(worker, "_committed", roll_back)
+        with pytest.raises((FencedError, GapError)):
+            asyncio.run(beside(worker, settings, lambda: False))
+    assert len(turns) == 4
+    check_all(work(definitions, settings), definitions, settings, records, tmp_path / "again")
+
+
+def test_a_worker_that_ends_waits_for_its_last_turn_and_for_the_mirror(embedded_pair, tmp_path, monkeypatch):
+    tag = tagged()
+    definitions, records = shop(tag), history(tag, 120)
+    produce(embedded_pair.kafka, tag, records)
+    settings = settings_of(embedded_pair, tag, tmp_path)
+    worker = build_worker(definitions, settings, until_end=True)
+    store = worker._store
+
+    async def slow(turn):
+        await asyncio.sleep(0.3)
+        await store(turn)
+
+    monkeypatch.setattr(worker, "_store", slow)
+    asyncio.run(beside(worker, settings, lambda: False))
+    check_all(worker, definitions, settings, records, tmp_path / "again")
 
 
 # --- a restart in the middle of a turn --------------------------------------------------------------------------------
@@ -440,23 +483,12 @@ def test_a_turn_that_was_cut_short_after_any_step_is_finished_by_the_next_worker
                 await dying.store.commit(made.commits[: len(made.commits) // 2])
             raise Died
 
+        async def nothing():
+            pass
+
         monkeypatch.setattr(dying, "_store", cut)
+        monkeypatch.setattr(dying, "_flush_archives", lambda: None)  # it had no time for that
+        monkeypatch.setattr(dying.mirror, "flush", nothing)
         with pytest.raises(Died):
             asyncio.run(beside(dying, settings, lambda: False))
-    worker = work(definitions, settings)
-    good, _ = logs(definitions, records)
-    flow, outputs, chunk = in_memory(definitions, good)
-    found = stored(embedded_pair.redis_url, tag)
-    for view in definitions.views.values():
-        for partition in range(PARTITIONS):
-            assert blobs(found, view, partition) == flow.states[view.key].blobs(partition)
-        assert same(outputs[view.key].events, table(tmp_path / "features" / view.name))
-    for service in definitions.services.values():
-        once = ServiceLoop(service)
-        assert once.service is service
-        fresh = ReplayService(service, tmp_path / "fresh")
-        reads = {read: outputs[read.view.key].reads[read] for read in reads_of(service).values()}
-        expected = fresh.process(chunk, reads).select("_partition", "_offset", "id", "probability", "model_version")
-        assert same(expected, table(tmp_path / "predictions" / service.name))
-        [mine] = [x for x in worker.processors if x.name == service.name]
-        assert mine.loop.summary() == fresh.loop.summary()
+    check_all(work(definitions, settings), definitions, settings, records, tmp_path / "again")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import polars as pl
@@ -13,10 +17,19 @@ from featurestore.align import merged
 from featurestore.flow import Flow
 from featurestore.keys import key_prefix
 from featurestore.offline import read_table
+from onceflow import embedded
 from onceflow.runtime import build_worker, run_worker
 from onceflow.settings import Settings
 from serving.predictor import reads_of
 from tests.streams.shop import PARTITIONS
+
+
+@contextmanager
+def own_servers():
+    """A broker and a Redis for one run only."""
+    with embedded.kafka() as broker, embedded.redis() as store:
+        yield SimpleNamespace(kafka=broker.address, redis_url=f"redis://{store.address}/0")
+        os.kill(broker.pid, signal.SIGKILL)  # it would wait for the connections of producers that nobody uses any more
 
 
 def settings_of(pair, tag, data, **changes):
@@ -77,7 +90,7 @@ class Read(NamedTuple):
 
 def messages(kafka, topic):
     """Every message of a topic, partition by partition."""
-    options = {"group.id": "reader", "enable.partition.eof": True, "auto.offset.reset": "earliest"}
+    options = {"group.id": "reader", "enable.partition.eof": True, "fetch.wait.max.ms": 10}
     consumer = Consumer({"bootstrap.servers": kafka, "enable.auto.commit": False, **options})
     waiting = set(AdminClient({"bootstrap.servers": kafka}).list_topics(topic, timeout=10).topics[topic].partitions)
     consumer.assign([TopicPartition(topic, partition, 0) for partition in waiting])

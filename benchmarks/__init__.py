@@ -1,0 +1,1 @@
+"""Benchmarks: ratios and rates of one machine, run by `make bench`."""

@@ -1,0 +1,78 @@
+"""The long form of the kill tests: `python -m tests.faults --kills 200` prints what was done and what differs.
+
+Workers are killed on the embedded servers, ten to a history, and Redis under a worker, with the end of its log cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.faults.kills import Case, Killer, RedisKiller, differences, outcome, produce, undisturbed
+from tests.featurestore.redis_server import RedisServer
+from tests.streams.working import own_servers
+
+KILLS_A_RUN = 10
+AOF = ("--appendonly", "yes", "--appendfsync", "everysec")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults", description="Kill workers and Redis, count differences."
+    )
+    parser.add_argument("--kills", type=int, default=100, help="of workers, and a third as many of Redis")
+    parser.add_argument("--orders", type=int, default=2_400, help="about nine events come with each")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    moments, different = Counter(), Counter()
+    with TemporaryDirectory() as folder:
+        for number in range(-(-options.kills // KILLS_A_RUN)):
+            case = Case(f"long{number}", options.orders, seed=options.seed + number)
+            expected = undisturbed(case, Path(folder) / f"{number}")
+            kills = min(KILLS_A_RUN, options.kills - number * KILLS_A_RUN)
+            for kind in (Killer, RedisKiller):
+                found, killed = _disturbed(kind, case, Path(folder) / f"{number}-{kind.__name__}", kills)
+                moments.update(killed)
+                different.update(differences(expected, found))
+    _print(moments, different)
+    return 1 if any(different.values()) else 0
+
+
+def _disturbed(kind, case, folder, kills):
+    """What a history leaves where workers, or Redis under them, were killed; and the moments of the kills."""
+    folder.mkdir(parents=True)
+    with RedisServer("bundled", folder, *AOF) as server, own_servers() as servers:
+        if kind is Killer:
+            killer = Killer(case, servers, folder / "data")
+        else:
+            killer = RedisKiller(
+                case, SimpleNamespace(kafka=servers.kafka, redis_url=server.url), folder / "data", server=server
+            )
+            kills = -(-kills // 3)
+        produce(killer.pair.kafka, case.tag, case.records)
+        killer.run(kills, case.seed)
+        return outcome(case, killer.pair, folder / "data"), killer.moments
+
+
+def _print(moments, different):
+    table = Table("", "count")
+    names = {"starting": "workers killed at their start", "working": "workers killed at work"}
+    names |= {"ending": "workers killed when all was stored", "rolled back": "Redis killed, its last writes cut off"}
+    names |= {"stopped": "workers that stopped by themselves, as they should", "failed": "... of these in the last run"}
+    for key, text in names.items():
+        table.add_row(text, str(moments[key]))
+    table.add_section()
+    for name, count in different.items():
+        table.add_row(f"differences in {name}", str(count))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
