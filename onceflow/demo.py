@@ -6,12 +6,14 @@ verification. Only Kafka and Redis are the embedded ones.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import httpx
 import polars as pl
@@ -21,13 +23,15 @@ from featurestore import ConfigError, OnceflowError
 from onceflow import embedded
 from onceflow.children import free_port
 from onceflow.processes import Command, running
-from onceflow.produce import produce_frame
+from onceflow.produce import encode, produce_frame
+from streams.messages import Message
+from streams.publisher import Publisher
 
 MODULE = "examples.flights.features"
 SERVICE = "late_arrival"
 PARTITIONS = 2
 #: The live part: so many events a second, for so many seconds.
-LIVE_RATE, LIVE_SECONDS = 1_000, 3
+LIVE_RATE, LIVE_SECONDS = 1_000, 5
 YEAR_MS = 365 * 86_400_000
 
 _SOURCES = {"schedule": "flight_id", "departures": "flight_id", "arrivals": "flight_id", "weather": "origin"}
@@ -168,30 +172,31 @@ def _live(
 ) -> None:
     """A few seconds of departures of the next year, live, to see how fresh features are."""
     events = frames["departures"].head(LIVE_RATE * LIVE_SECONDS).with_columns(pl.col("at") + YEAR_MS)
+    records, step = _records(events), LIVE_RATE // 50
+    publisher = Publisher(environment["ONCEFLOW_KAFKA"])
     begun = time.monotonic()
     arguments = ["worker", "--module", MODULE, "--mode", "live"]
     with _worker(folder / "logs" / "live.log", arguments, environment) as (worker, port):
-        _wait_for(lambda: bool(_metrics(port)), worker)
-        _warm_up(environment["ONCEFLOW_KAFKA"], events, port, worker)
+        publisher.send(records[:LIVE_RATE])  # so much to warm up
+        _wait_for(lambda: _metrics(port).get("events", 0.0) >= LIVE_RATE, worker)
         outcome.numbers["second_start_s"] = round(time.monotonic() - begun, 2)
-        before, step = _metrics(port), LIVE_RATE // 20
-        started = time.monotonic()
-        for i, at in enumerate(range(step, len(events), step)):
-            produce_frame(
-                environment["ONCEFLOW_KAFKA"], "departures", events[at : at + step], ["flight_id"], PARTITIONS
-            )
-            report("live", {"events": float(at + step), "of": float(len(events))})
-            time.sleep(max(0.0, started + (i + 1) * step / LIVE_RATE - time.monotonic()))
-        _wait_for(lambda: _metrics(port).get("events", 0.0) >= len(events), worker)
+        before, started = _metrics(port), time.monotonic()
+        for at in range(LIVE_RATE, len(records), step):
+            publisher.send(records[at : at + step])
+            report("live", {"events": float(at + step), "of": float(len(records))})
+            time.sleep(max(0.0, started + (at + step - LIVE_RATE) / LIVE_RATE - time.monotonic()))
+        asyncio.run(publisher.flush())
+        _wait_for(lambda: _metrics(port).get("events", 0.0) >= len(records), worker)
         after = _metrics(port)
     fresh = {float(k[6:]): after[k] - before.get(k, 0.0) for k in after if k.startswith("fresh:")}
     outcome.numbers |= {f"freshness_p{q}_ms": _quantile(fresh, q / 100) for q in (50, 99)}
 
 
-def _warm_up(kafka: str, events: pl.DataFrame, port: int, worker: Command) -> None:
-    """Send a little and wait until it has been processed."""
-    produce_frame(kafka, "departures", events[: LIVE_RATE // 20], ["flight_id"], PARTITIONS)
-    _wait_for(lambda: _metrics(port).get("events", 0.0) >= LIVE_RATE // 20, worker)
+def _records(events: pl.DataFrame) -> list[Message]:
+    """Departures as records, to the partitions to which `onceflow produce` sends them."""
+    keys = [key.encode() for key in events["flight_id"].to_list()]
+    values = zip(keys, encode(events), strict=True)
+    return [Message("departures", crc32(key) % PARTITIONS, value, key) for key, value in values]
 
 
 def _quantile(cumulative: Mapping[float, float], quantile: float) -> float | None:

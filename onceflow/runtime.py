@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import gc
+import logging
 import secrets
 import time
-
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
 from featurestore import UnavailableError, View
 from featurestore.online import connect
 from learner.store import ModelStore
 from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
+from onceflow.reading import now_ms, topic_partitions
 from onceflow.services import LiveService, ReplayService
 from onceflow.settings import Settings
 from streams.app import build_app, run
@@ -30,24 +28,10 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.5
 
 
-def now_ms() -> int:
-    """Wall-clock time, ms since the epoch."""
-    return time.time_ns() // 1_000_000
-
-
 def views_of(definitions: Definitions) -> list[View]:
     """Every view: of the module, and those that only a service names."""
     named = [*definitions.views.values(), *(view for s in definitions.services.values() for view in s.views)]
     return list({view.key: view for view in named}.values())
-
-
-def topic_partitions(kafka: str) -> dict[str, int]:
-    """The number of partitions of every topic there is; UnavailableError when Kafka does not answer."""
-    try:
-        topics = AdminClient({"bootstrap.servers": kafka, "log_level": 0}).list_topics(timeout=5).topics
-    except KafkaException as error:
-        raise UnavailableError(f"cannot reach Kafka at {kafka}: {error.args[0].str()}") from error
-    return {name: len(topic.partitions) for name, topic in topics.items()}
 
 
 def wait_for_kafka(kafka: str) -> None:
