@@ -23,9 +23,7 @@ from learner.inputs import Inputs, Options, Place, topics
 from learner.loop import ServiceLoop
 from learner.reader import Reader, Say, wait_for_topics
 from learner.service import Service
-from learner.store import ModelStore
-
-CHAMPION = "champion"
+from learner.store import CHAMPION, ModelStore
 
 _IDLE_SECONDS = 0.02
 _SHOW_SECONDS = 1.0

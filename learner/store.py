@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from learner.models import Model
 
+#: The alias of the model that serves.
+CHAMPION = "champion"
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"v(\d{6,9})")
 

@@ -16,8 +16,8 @@ from featurestore.align import Chunk, Partition
 from featurestore.flow import Read
 from learner import Service, snapshot
 from learner.loop import ServiceLoop
-from learner.store import ModelStore
-from serving.predictor import CHAMPION, META, Champion, model_rows, reads_of
+from learner.store import CHAMPION, ModelStore
+from serving.predictor import META, Champion, model_rows, reads_of
 
 
 class _Predictor:

@@ -14,12 +14,12 @@ from featurestore.errors import DataError
 from featurestore.expressions import closest
 from featurestore.frames import event_frame
 from learner import Service
-from learner.store import ModelStore
+from learner.store import CHAMPION, ModelStore
 from serving.features import MAX_ENTITIES
 from serving.http import Refusal
 from serving.messages import Prediction, PredictResponse
 from serving.metrics import Metrics
-from serving.predictor import CHAMPION, Champion, model_rows
+from serving.predictor import Champion, model_rows
 from serving.reader import Lookup, SharedReader
 
 _Event = dict[str, msgspec.Raw]

@@ -14,10 +14,7 @@ from featurestore import ConfigError, View
 from featurestore.flow import Read
 from learner import Service
 from learner.models import Model, compile_model
-from learner.store import ModelStore
-
-#: The alias of the model that serves.
-CHAMPION = "champion"
+from learner.store import CHAMPION, ModelStore
 
 #: The columns that place an event in its topic and in merged order.
 META = ("_partition", "_offset", "_time", "_step")
