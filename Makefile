@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .cache/uv/bin/uv)
 
-.PHONY: demo test lint format lock bench clean
+.PHONY: demo test lint format lock faults bench clean
 
 demo: .venv/.synced
 	@$(BIN)/onceflow demo
@@ -21,6 +21,10 @@ lint: .venv/.synced
 format: .venv/.synced
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+# The long form of the kill tests: make faults N=200
+faults: .venv/.synced
+	@$(BIN)/python -m tests.faults --kills $(or $(N),200)
 
 bench: .venv/.synced
 	@$(BIN)/python -m benchmarks
