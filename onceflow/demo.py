@@ -147,7 +147,7 @@ def _ask(
     """Query features, and a prediction, over HTTP."""
     report("ask", {})
     port = free_port()
-    moment = max(int(frames[name]["at"].to_numpy().max()) for name in frames)
+    moment = int(frames["departures"]["at"].to_numpy().max())
     last = frames["schedule"].tail(1).to_dicts()[0]
     question = {
         "features": ["origin_departures:flights_1h", "origin_departures:delay_3h", "origin_weather:visib_3h"],

@@ -6,6 +6,7 @@ this machine; `pair` runs a test on both. `kafka` is the address of the more rea
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import uuid
@@ -17,6 +18,9 @@ import pytest
 
 from onceflow import embedded
 from tests.kafka_server import apache_kafka, docker_kafka, docker_runs, why_no_kafka
+
+# What DuckDB reports of itself when the interpreter ends would stand below pytest's summary.
+atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 # Compiling takes its time, and machines are shared: how long an example takes is no finding.
 hypothesis.settings.register_profile("onceflow", deadline=None)

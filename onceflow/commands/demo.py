@@ -96,7 +96,7 @@ def _summarise(console: Console, outcome: Outcome) -> None:
     for text, held in outcome.checks.items():
         console.print(f"{'[green]✓[/green]' if held else '[red]✗[/red]'} {text}")
     features = outcome.answers[0]
-    console.print("\nAirports as of the last event, over HTTP: " + _airports(features))
+    console.print("\nAirports as of the last departure, over HTTP:" + _airports(features))
     console.print(
         "\nTry next:\n"
         "  onceflow init fraud            a project of your own\n"

@@ -19,6 +19,7 @@ from tests.streams.shop import TAG, history, produce, shop
 from tests.streams.working import messages, own_servers, settings_of, stored, table, work
 
 LIMIT_SECONDS = 60
+AFTER = 1.0  # the share of the work that is done when only files are left to be written
 
 
 @dataclass
@@ -103,7 +104,8 @@ class Killer:
     def run(self, kills, seed):
         """Kill `kills` workers at moments that the seed tells, then let one finish."""
         rng = random.Random(seed)
-        for share in sorted(rng.random() * 1.1 for _ in range(kills)):
+        shares = sorted(rng.random() for _ in range(kills - 1))
+        for share in [*shares, AFTER]:
             process = self.start()
             doing = self._moment(process, share, rng)
             if process.exitcode is None:
@@ -146,14 +148,14 @@ class Killer:
     def _moment(self, process, share, rng):
         """Wait for the moment to kill; returns what the worker is doing then.
 
-        A share above one is for the time after all is stored, and some workers do not get beyond their start.
+        Some workers do not get beyond their start.
         """
-        if rng.random() < 0.2:
+        if share != AFTER and rng.random() < 0.2:
             process.join(rng.random())
             return "starting"
-        self.until(process, min(share, 1))
-        process.join(rng.random() * (0.3 if share > 1 else 0.05))
-        return "ending" if share > 1 else "working"
+        self.until(process, share)
+        process.join(rng.random() * 0.05)
+        return "ending" if share == AFTER else "working"
 
     def _done(self, client):
         """How much of the input has been processed and stored, from 0 to 1."""

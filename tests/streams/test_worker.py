@@ -417,11 +417,14 @@ def test_a_redis_that_lost_its_last_writes_stops_the_worker_before_anything_is_m
     committed = worker._committed
     with redis.Redis.from_url(embedded_pair.redis_url) as client:
 
+        def all_keys():
+            return {key: client.dump(key) for key in client.scan_iter(match=f"*{tag}*", count=1_000)}
+
         def roll_back(turn):
             committed(turn)
-            turns.append({key: client.dump(key) for key in client.scan_iter(match=f"*{tag}*", count=1_000)})
+            turns.append(all_keys() if len(turns) == 1 else {})
             if len(turns) == 4:
-                client.delete(*turns[-1])
+                client.delete(*all_keys())
                 for key, value in turns[1].items():
                     client.restore(key, 0, value)
 
