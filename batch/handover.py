@@ -109,6 +109,7 @@ class _Writer:
             change.entities,
             change.blobs,
             self._ttl(clock),
+            first=at is None,
         )
 
     def _ttl(self, clock: int | None) -> int | None:

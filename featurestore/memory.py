@@ -100,8 +100,9 @@ class MemoryStore:
         if not shelf.owner or shelf.owner != commit.owner:
             return refusal(commit, "FENCED", shelf.owner)
         stored = shelf.position
-        if stored is not None and stored.next != commit.start:
-            return None if stored.next == commit.next else refusal(commit, "GAP", str(stored.next))
+        found = None if stored is None else stored.next
+        if found != (None if commit.first else commit.start):
+            return None if found == commit.next else refusal(commit, "GAP", "" if found is None else str(found))
         expiry = None if commit.ttl is None else self._now() + commit.ttl
         blobs = map(bytes, commit.blobs)
         shelf.states.update({entity: (blob, expiry) for entity, blob in zip(commit.entities, blobs, strict=True)})

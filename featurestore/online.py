@@ -75,7 +75,7 @@ redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'format', ARGV[2])
 return {'OK', stored[2], stored[3]}
 """)
 
-# KEYS: position, states. ARGV: owner, start, next, clock, format, ttl or '', blobs.
+# KEYS: position, states. ARGV: owner, start or '' for a first one, next, clock, format, ttl or '', blobs.
 # Offsets are compared as text: Lua's numbers are doubles. Redis does not undo a script that fails half-way, so all
 # checks come before the first write, and no write can fail once the first has passed.
 _COMMIT = _Script("""
@@ -83,9 +83,10 @@ local call, keys, argv, ttl = redis.call, KEYS, ARGV, ARGV[6]
 local stored = call('HMGET', keys[1], 'format', 'owner', 'next')
 if stored[1] and stored[1] ~= argv[5] then return {'FORMAT', stored[1]} end
 if stored[2] ~= argv[1] then return {'FENCED', stored[2] or ''} end
-if stored[3] and stored[3] ~= argv[2] then
-  if stored[3] == argv[3] then return {'OK', ''} end
-  return {'GAP', stored[3]}
+local from = stored[3] or ''
+if from ~= argv[2] then
+  if from == argv[3] then return {'OK', ''} end
+  return {'GAP', from}
 end
 if ttl == '' then
   for i = 2, #keys do call('SET', keys[i], argv[i + 5]) end
@@ -319,7 +320,7 @@ def _commit_command(commit: Commit) -> Command:
     return _COMMIT.call(
         [prefix + b"next", *[prefix + entity for entity in commit.entities]],
         commit.owner,
-        commit.start,
+        "" if commit.first else commit.start,
         commit.next,
         commit.clock,
         FORMAT,

@@ -37,7 +37,7 @@ class Commit:
     """The result of folding the offsets `start` up to, not including, `next` of one partition into one view.
 
     `entities` are encoded (`keys.encode_entity`), each once, with the state of each in `blobs`. `ttl` is in ms; None
-    keeps the states for ever.
+    keeps the states for ever. `first` says that nothing was stored before, so that `start` may be any offset.
     """
 
     view_key: str
@@ -50,6 +50,7 @@ class Commit:
     entities: Sequence[bytes]
     blobs: Sequence[bytes | memoryview]
     ttl: int | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,12 @@ class OnlineStore(Protocol):
     async def commit(self, commits: Sequence[Commit]) -> None:
         """Store states and position of each commit together, or nothing of it.
 
-        Committing again what is stored already is done already: a retry after an unknown outcome is safe. With no
-        position stored, any `start` is taken. At most one commit per view and partition in a call. Commits are
-        independent: when one is refused, the others are stored, then the first refusal is raised.
+        Committing again what is stored already is done already: a retry after an unknown outcome is safe. At most one
+        commit per view and partition in a call. Commits are independent: when one is refused, the others are stored,
+        then the first refusal is raised.
 
-        Raises `FencedError` when `owner` is not the owner, `GapError` when `start` is not the stored next offset,
+        Raises `FencedError` when `owner` is not the owner, `GapError` when `start` is not the stored next offset (or,
+        of a `first` commit, when there is one; of another, when there is none: the store has lost what came before),
         `FormatError` as `claim` does.
         """
         ...
@@ -122,9 +124,10 @@ def refusal(commit: Commit, code: str, stored: str) -> StateError:
         found = "another worker has claimed it" if stored else "nobody owns it: the store was emptied or rolled back"
         return FencedError(f"{where}: {found}; the batch {commit.start}..{commit.next} was not stored. Claim it again")
     if code == "GAP":
+        found = f"the stored next offset is {stored}" if stored else "nothing is stored: the store was rolled back"
         return GapError(
-            f"{where}: the batch starts at offset {commit.start}, the stored next offset is {stored}. "
-            f"Nothing was stored; fold again from offset {stored}"
+            f"{where}: the batch starts at offset {commit.start}, {found}. "
+            f"Nothing was stored; fold again from {'offset ' + stored if stored else 'the beginning'}"
         )
     return wrong_format(commit.view_key, commit.topic, commit.partition, stored)
 

@@ -6,7 +6,7 @@ No I/O happens here. A `Turn` says what to send and what to commit; the worker d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -130,7 +130,8 @@ class Work:
         spans = {at: _span(chunk, at[1], before) for at, before in views.items()}
         with self.timed("encode"):
             # In this order: a view that ran ahead of a prediction would show it the future.
-            commits = [*self._prediction_commits(chunk), *self._view_commits(spans, now)]
+            new = {at for at, before in views.items() if before is None}
+            commits = [*self._prediction_commits(chunk), *self._view_commits(spans, new, now)]
         with self.timed("messages"):
             messages = list(self._messages(outputs, predictions, spans, publish=publish))
         return Turn(chunk, messages, checkpoints, commits)
@@ -149,7 +150,9 @@ class Work:
         mine = [p for p in chunk.spans if p[0] in topics]
         return {p: own.get(p, self._done.get((_key(processor), p), 0)) for p in mine}
 
-    def _view_commits(self, spans: Mapping[tuple[str, Partition], tuple[int, int]], now: int) -> Iterator[Commit]:
+    def _view_commits(
+        self, spans: Mapping[tuple[str, Partition], tuple[int, int]], new: Collection[tuple[str, Partition]], now: int
+    ) -> Iterator[Commit]:
         changes = {(key, c.partition): c for key, changed in self._flow.changes().items() for c in changed}
         for (key, partition), (start, end) in spans.items():
             if start < end:
@@ -157,16 +160,18 @@ class Work:
                 entities, blobs = (change.entities, change.blobs) if change is not None else ([], [])
                 clock = self._flow.states[key].clock(partition[1])
                 ttl = _ttl(self._flow.views[key], clock, now)
-                yield Commit(key, *partition, self._owner, start, end, clock or 0, entities, blobs, ttl)
+                first = (key, partition) in new
+                yield Commit(key, *partition, self._owner, start, end, clock or 0, entities, blobs, ttl, first)
 
     def _prediction_commits(self, chunk: Chunk) -> Iterator[Commit]:
         for partition in chunk.spans:
             for key in map(_key, self._takers(partition[0])):
-                start, end = _span(chunk, partition, self._done.get((key, partition)))
+                before = self._done.get((key, partition))
+                start, end = _span(chunk, partition, before)
                 if start < end:
                     self._done[key, partition] = end
                     clock = chunk.clocks.get(partition, 0)
-                    yield Commit(key, *partition, self._owner, start, end, clock, [], [])
+                    yield Commit(key, *partition, self._owner, start, end, clock, [], [], first=before is None)
 
     def _messages(
         self,

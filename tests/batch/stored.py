@@ -131,7 +131,7 @@ def commits(flow, spans, owner="me"):
             if topic == made.source.name:
                 change, clock = changes.get((key, partition)), flow.states[key].clock(partition)
                 states = (change.entities, change.blobs) if change else ([], [])
-                out.append(Commit(key, topic, partition, owner, start, end, clock or 0, *states))
+                out.append(Commit(key, topic, partition, owner, start, end, clock or 0, *states, first=start == 0))
     return out
 
 

@@ -71,7 +71,7 @@ async def _shelves(store, alter):
             states, upto, clock = alter(made, partition, states, position.next, position.clock)
             place = (made.key, made.source.name, partition)
             await out.claim(*place, "me")
-            await out.commit([Commit(*place, "me", 0, upto, clock, list(states), list(states.values()))])
+            await out.commit([Commit(*place, "me", 0, upto, clock, list(states), list(states.values()), first=True)])
     return out
 
 

@@ -45,7 +45,7 @@ async def opened(url, patience=5.0):
 
 def step(start, upto, ttl=None):
     """The batch `start`..`upto`, after which every state says `upto`."""
-    return Commit(VIEW, "t", 0, "me", start, upto, upto, ENTITIES, [b"%d" % upto] * len(ENTITIES), ttl)
+    return Commit(VIEW, "t", 0, "me", start, upto, upto, ENTITIES, [b"%d" % upto] * len(ENTITIES), ttl, start == 0)
 
 
 async def stored(store):

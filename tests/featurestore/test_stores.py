@@ -70,9 +70,9 @@ def rig(request, servers):
 
 
 def batch(view, start, upto, states, **changes):
-    """A commit of `start`..`upto` by owner "me" on partition 0 of topic "t"."""
+    """A commit of `start`..`upto` by owner "me" on partition 0 of topic "t", the first one if it starts at 0."""
     entities, blobs = list(states), list(states.values())
-    made = Commit(view, "t", 0, "me", start, upto, 1000 + upto, entities, blobs)
+    made = Commit(view, "t", 0, "me", start, upto, 1000 + upto, entities, blobs, first=start == 0)
     return replace(made, **changes)
 
 
@@ -99,7 +99,7 @@ def test_a_claim_of_an_unknown_partition_finds_no_position(rig):
 def test_a_commit_stores_states_and_position_together(rig):
     async def body(store, view):
         await store.claim(view, "t", 0, "me")
-        await store.commit([batch(view, 5, 9, {b"sa": b"\x00\xff", b"sb": memoryview(b"two")})])
+        await store.commit([batch(view, 5, 9, {b"sa": b"\x00\xff", b"sb": memoryview(b"two")}, first=True)])
         await store.commit([batch(view, 9, 12, {b"sa": b"newer"})])
         assert await store.read(view, "t", 2, [b"sb", b"sa", b"sc"]) == [[b"two", None], [b"newer", None], [None, None]]
         assert await store.positions(view, "t", 2) == [Position(12, 1012), None]
@@ -154,15 +154,29 @@ def test_of_many_claims_at_once_exactly_one_owner_remains(rig):
     run(rig, body)
 
 
-@pytest.mark.parametrize("start", [0, 3, 9, 2**60])
+@pytest.mark.parametrize("start", [1, 3, 9, 2**60])
 def test_a_gap_or_an_overlap_stores_nothing_and_names_both_offsets(rig, start):
     async def body(store, view):
         await store.claim(view, "t", 0, "me")
-        await store.commit([batch(view, 2, 8, {b"sa": b"kept"})])
+        await store.commit([batch(view, 2, 8, {b"sa": b"kept"}, first=True)])
         with pytest.raises(GapError, match=rf"{view} on t:0: the batch starts at offset {start}, .*next offset is 8\b"):
             await store.commit([batch(view, start, 2**61, {b"sa": b"lost", b"sb": b"lost"})])
         assert await store.read(view, "t", 1, [b"sa", b"sb"]) == [[b"kept"], [None]]
         assert await store.positions(view, "t", 1) == [Position(8, 1008)]
+
+    run(rig, body)
+
+
+def test_a_first_batch_is_refused_where_something_is_stored_and_a_later_one_where_nothing_is(rig):
+    async def body(store, view):
+        await store.claim(view, "t", 0, "me")
+        with pytest.raises(GapError, match="starts at offset 4, nothing is stored: the store was rolled back"):
+            await store.commit([batch(view, 4, 8, {b"sa": b"without what came before"})])
+        assert await store.positions(view, "t", 1) == [None]
+        await store.commit([batch(view, 4, 8, {b"sa": b"kept"}, first=True)])
+        with pytest.raises(GapError, match="next offset is 8"):
+            await store.commit([batch(view, 8, 9, {b"sa": b"anew"}, first=True)])
+        assert await store.read(view, "t", 1, [b"sa"]) == [[b"kept"]]
 
     run(rig, body)
 
@@ -181,7 +195,7 @@ def test_a_batch_committed_again_is_done_already(rig):
 def test_offsets_beyond_a_double_are_exact(rig):
     async def body(store, view):
         await store.claim(view, "t", 0, "me")
-        await store.commit([batch(view, 2**53, 2**53 + 1, {}, clock=-(2**62) - 1)])
+        await store.commit([batch(view, 2**53, 2**53 + 1, {}, clock=-(2**62) - 1, first=True)])
         with pytest.raises(GapError):
             await store.commit([batch(view, 2**53, 2**53 + 2, {})])
         assert await store.positions(view, "t", 1) == [Position(2**53 + 1, -(2**62) - 1)]
@@ -195,7 +209,7 @@ def test_a_refused_commit_does_not_hold_back_the_others(rig):
             await store.claim(view, "t", partition, "me")
         await store.commit([batch(view, 0, 5, {}, partition=1)])
         with pytest.raises(GapError):
-            await store.commit([batch(view, 3, 6, {b"sa": b"x"}, partition=p) for p in range(3)])
+            await store.commit([batch(view, 3, 6, {b"sa": b"x"}, partition=p, first=True) for p in range(3)])
         assert await store.read(view, "t", 3, [b"sa"]) == [[b"x", None, b"x"]]
 
     run(rig, body)
@@ -329,6 +343,7 @@ OPERATIONS = st.lists(
         st.integers(0, 5),
         st.integers(0, 3),
         st.dictionaries(st.sampled_from([b"sx", b"sy", b"i1"]), st.binary(max_size=4)),
+        st.booleans(),
     )
     | st.tuples(st.just("drop"), st.integers(0, 1)),
     max_size=25,
@@ -342,8 +357,8 @@ async def _outcome(store, view, operation):
             return await store.claim(view, "t", partition, *rest)
         if kind == "drop":
             return await store.drop(view, "t", partition)
-        owner, start, length, states = rest
-        commit = batch(view, start, start + length, states, partition=partition, owner=owner)
+        owner, start, length, states, first = rest
+        commit = batch(view, start, start + length, states, partition=partition, owner=owner, first=first)
         return await store.commit([commit])
     except StateError as error:
         return type(error), str(error)

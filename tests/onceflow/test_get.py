@@ -76,7 +76,7 @@ async def fold(url, views):
         for change in state.take_changes():
             at = (made.key, made.source.name, change.partition, "me")
             await store.claim(*at)
-            await store.commit([Commit(*at, 0, 2, AT + 1, change.entities, change.blobs)])
+            await store.commit([Commit(*at, 0, 2, AT + 1, change.entities, change.blobs, first=True)])
     await store.close()
 
 

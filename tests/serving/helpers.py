@@ -91,7 +91,8 @@ async def put(store, state):
         await store.claim(made.key, made.source.name, partition, "me")
         blobs, clock = state.blobs(partition), state.clock(partition)
         if clock is not None:
-            commit = Commit(made.key, made.source.name, partition, "me", 0, 9, clock, list(blobs), list(blobs.values()))
+            place = (made.key, made.source.name, partition)
+            commit = Commit(*place, "me", 0, 9, clock, list(blobs), list(blobs.values()), first=True)
             await store.commit([commit])
 
 
