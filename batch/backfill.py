@@ -243,21 +243,22 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
         folds = part < len(keys)
         count = int(folds.sum())
         piece, asked = slice(event, event + count), by_time[row : row + len(part) - count]
-        found.append(_run(state, log[piece], folds, entities[asked], times[asked]))
+        found.append(_run(state, log[piece], event, folds, entities[asked], times[asked]))
         event, row = event + count, row + len(asked)
     back = np.empty(len(times), np.int64)
     back[by_time] = np.arange(len(times))
     return pl.concat(found)[back]
 
 
-def _run(state: ViewState, log: _Log, folds: Bools, entities: Ints, times: Ints) -> pl.DataFrame:
-    """Fold the log and read rows in between, as `folds` says; the rows' features."""
+def _run(state: ViewState, log: _Log, first: int, folds: Bools, entities: Ints, times: Ints) -> pl.DataFrame:
+    """Fold the log, from its event `first` on, and read rows in between, as `folds` says; the rows' features."""
     events = log.events
-    steps = Steps(*(np.full(len(folds), -1, np.int64) for _ in range(4)))
+    steps = Steps(*(np.full(len(folds), -1, np.int64) for _ in Steps._fields))
     steps.row[folds] = np.arange(len(events))
     steps.entity[folds], steps.entity[~folds] = log.entities, entities
     steps.partition[folds] = events["_partition"].to_numpy()
     steps.time[folds], steps.time[~folds] = events["_time"].to_numpy(), times
+    steps.offset[folds] = np.arange(first, first + len(events))  # not their own: by time they may not ascend
     results = state.run(steps, lane_inputs(state.plan, events), emit=False)
     reads = np.flatnonzero(~folds)
     effective = pl.Series("_effective", results.effective[reads])

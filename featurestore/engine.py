@@ -49,6 +49,7 @@ class ViewState:
         self._state = State(
             slots=np.full((64, partitions), -1, np.int64),
             newest=np.zeros(64, np.int64),
+            folded=np.zeros(64, np.int64),
             runs=np.zeros((64, len(tables.tracks), 3), np.int64),
             words=words,
             reals=words.view(np.float64),
@@ -162,7 +163,7 @@ class ViewState:
 
     def _nothing(self) -> NDArray[np.int64]:
         tracks = len(self.plan.tables.tracks)
-        return _frozen(np.array([kernel.FORMAT | tracks << 8, _NEVER, *[0] * tracks], np.int64))
+        return _frozen(np.array([kernel.FORMAT | tracks << 8, _NEVER, _NEVER, *[0] * tracks], np.int64))
 
     def _grow_entities(self, count: int) -> None:
         have = len(self._state.slots)
@@ -181,6 +182,7 @@ class ViewState:
             size = max(need, 2 * have)
             self._state = state._replace(
                 newest=np.resize(state.newest, size),
+                folded=np.resize(state.folded, size),
                 runs=np.resize(state.runs, (size, *state.runs.shape[1:])),
                 owners=np.resize(state.owners, (size, 2)),
                 cache=np.resize(state.cache, (size, state.cache.shape[1])),

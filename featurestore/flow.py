@@ -188,6 +188,7 @@ def _steps(parts: Sequence[_Part]) -> tuple[Steps, list[NDArray[np.int64]]]:
         [part.entities for part in parts],
         [part.frame["_partition"].to_numpy().astype(np.int64) for part in parts],
         [part.frame["_time"].to_numpy() for part in parts],
+        [part.frame["_offset"].to_numpy() for part in parts],
     )
     order = np.argsort(np.concatenate([nothing, *(part.frame["_step"].to_numpy() for part in parts)]), kind="stable")
     places = np.empty(len(order), np.int64)

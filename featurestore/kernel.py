@@ -43,7 +43,8 @@ from featurestore.plan import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = 1
+FORMAT = 2
+HEAD = 3
 # Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.
 _compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 # A call of these would hand over the state as some hundred scalars.
@@ -61,6 +62,7 @@ class State(NamedTuple):
 
     slots: NDArray[np.int64]  # [entity, partition] -> slot, -1 for none
     newest: NDArray[np.int64]  # [slot] newest event time
+    folded: NDArray[np.int64]  # [slot] offset of the last event folded
     runs: NDArray[np.int64]  # [slot, track] -> first word, tiles, capacity class
     words: NDArray[np.int64]  # the pool that runs lie in
     reals: NDArray[np.float64]  # the same memory
@@ -80,6 +82,7 @@ class Steps(NamedTuple):
     entity: NDArray[np.int64]
     partition: NDArray[np.int64]
     time: NDArray[np.int64]
+    offset: NDArray[np.int64]  # ascending by partition: an event that its entity's state holds already is not folded
 
 
 class Inputs(NamedTuple):
@@ -453,7 +456,7 @@ def _slot(tables: Tables, state: State, entity: int, partition: int) -> int:
         state.slots[entity, partition] = slot
         state.owners[slot, 0] = entity
         state.owners[slot, 1] = partition
-        state.newest[slot] = _INT_MIN
+        state.newest[slot] = state.folded[slot] = _INT_MIN
         state.runs[slot, :, :2] = 0
         state.runs[slot, :, 2] = -1
         state.dirty[0, slot] = 0
@@ -514,10 +517,15 @@ def run(
             if state.used[0] + reserve > state.words.shape[0]:
                 return i
             slot = _slot(tables, state, entity, partition)
+            if steps.offset[i] <= state.folded[slot]:
+                if emit:
+                    _finish(tables, state, entity, time, acc, part, results, i)
+                continue
             if checks and _would_overflow(tables, state, slot, inputs, row, time):
                 results.status[i] = OVERFLOW
                 continue
             _fold(tables, state, slot, inputs, row, time)
+            state.folded[slot] = steps.offset[i]
         if row < 0 or emit:
             _finish(tables, state, entity, time, acc, part, results, i)
     return int(steps.row.shape[0])
@@ -528,7 +536,7 @@ def sizes_of(tables: Tables, state: State, slots: NDArray[np.int64]) -> NDArray[
     """Words that each slot's state takes when encoded."""
     out = np.empty(slots.shape[0], np.int64)
     for i in range(slots.shape[0]):
-        slot, size = slots[i], 2 + tables.tracks.shape[0]
+        slot, size = slots[i], HEAD + tables.tracks.shape[0]
         for k in range(tables.tracks.shape[0]):
             hop, stride = tables.tracks[k, 0], tables.tracks[k, 2]
             oldest = (state.newest[slot] - tables.tracks[k, 1] + 1) // hop
@@ -541,18 +549,22 @@ def sizes_of(tables: Tables, state: State, slots: NDArray[np.int64]) -> NDArray[
 def encode(
     tables: Tables, state: State, slots: NDArray[np.int64], ends: NDArray[np.int64], out: NDArray[np.int64]
 ) -> None:
-    """Write the slots' states one after another: format and tracks, newest time, tiles a track, then live tiles."""
+    """Write the slots' states one after another.
+
+    A state is its head (format and tracks, newest time, last offset), the number of tiles of each track, and the tiles.
+    """
     tracks = tables.tracks.shape[0]
     for i in range(slots.shape[0]):
         slot, at = slots[i], 0 if i == 0 else ends[i - 1]
         out[at] = FORMAT | tracks << 8
         out[at + 1] = state.newest[slot]
-        to = at + 2 + tracks
+        out[at + 2] = state.folded[slot]
+        to = at + HEAD + tracks
         for k in range(tracks):
             hop, stride = tables.tracks[k, 0], tables.tracks[k, 2]
             first = _place(state, slot, k, stride, (state.newest[slot] - tables.tracks[k, 1] + 1) // hop)
             live = state.runs[slot, k, 1] - first
-            out[at + 2 + k] = live
+            out[at + HEAD + k] = live
             start = state.runs[slot, k, 0] + first * stride
             out[to : to + live * stride] = state.words[start : start + live * stride]
             to += live * stride
@@ -562,12 +574,12 @@ def encode(
 def is_sound(tables: Tables, blob: NDArray[np.int64]) -> bool:
     """Whether the words are an encoded state: of this format, as many tiles as they say, in order, none expired."""
     tracks = tables.tracks.shape[0]
-    if blob.shape[0] < 2 + tracks or blob[0] != FORMAT | tracks << 8:
+    if blob.shape[0] < HEAD + tracks or blob[0] != FORMAT | tracks << 8:
         return False
-    newest, at = blob[1], 2 + tracks
+    newest, at = blob[1], HEAD + tracks
     for k in range(tracks):
         hop, keep, stride, most = tables.tracks[k, 0], tables.tracks[k, 1], tables.tracks[k, 2], tables.tracks[k, 5]
-        tiles, index = blob[2 + k], (newest - keep + 1) // hop - 1
+        tiles, index = blob[HEAD + k], (newest - keep + 1) // hop - 1
         if tiles < 0 or tiles > most or at + tiles * stride > blob.shape[0]:
             return False
         for _ in range(tiles):
@@ -584,10 +596,10 @@ def load(tables: Tables, state: State, entity: int, partition: int, blob: NDArra
     slot = _slot(tables, state, entity, partition)
     tracks = tables.tracks.shape[0]
     _forget(tables, state, slot)
-    state.newest[slot] = blob[1]
-    at = 2 + tracks
+    state.newest[slot], state.folded[slot] = blob[1], blob[2]
+    at = HEAD + tracks
     for k in range(tracks):
-        stride, tiles = tables.tracks[k, 2], blob[2 + k]
+        stride, tiles = tables.tracks[k, 2], blob[HEAD + k]
         state.runs[slot, k, 1] = 0
         size_class = max(state.runs[slot, k, 2], 0)
         while state.sizes[size_class] < tiles:

@@ -70,7 +70,7 @@ class Plan:
     def state_words(self) -> int:
         """The most 64-bit words that one entity's state can take on one partition."""
         tracks = self.tables.tracks
-        return int(2 + len(tracks) + (tracks[:, 2] * tracks[:, 5]).sum())
+        return int(3 + len(tracks) + (tracks[:, 2] * tracks[:, 5]).sum())
 
 
 def compiled(view: View) -> Plan:

@@ -207,7 +207,8 @@ class _Work:
         numbers = self._numbers()
         # Read as of time 0, an entity tells the time of its newest event.
         times = np.concatenate([np.array(self._times, np.int64), np.zeros(size, np.int64)])
-        steps = Steps(np.full(2 * size, -1), np.tile(numbers, 2), np.full(2 * size, -1), times)
+        nothing = np.full(2 * size, -1)
+        steps = Steps(nothing, np.tile(numbers, 2), nothing, times, nothing)
         words = np.zeros((len(self._plan.lanes), 0), np.int64)
         inputs = Inputs(words, words.view(np.float64), np.zeros(words.shape, np.bool_))
         results = self.state.run(steps, inputs, emit=False)

@@ -18,13 +18,13 @@ class Publisher:
     def __init__(self, kafka: str) -> None:
         self._kafka = kafka
         self._failure: KafkaError | None = None
+        self.ends: dict[tuple[str, int], int] = {}  # by topic and partition: the offset after the last one delivered
         self._producer = Producer(
             {
                 "bootstrap.servers": kafka,
-                "acks": "all",
+                "enable.idempotence": True,  # a retry must not reorder: readers tell gaps by the order
                 "linger.ms": 5,
                 "batch.size": 1 << 20,
-                "max.in.flight.requests.per.connection": 1,  # a retry must not reorder: readers tell gaps by the order
                 "queue.buffering.max.messages": 1_000_000,
                 "queue.buffering.max.kbytes": 1 << 20,
                 "message.max.bytes": 1_000_000,
@@ -67,6 +67,10 @@ class Publisher:
             else:
                 return
 
-    def _delivered(self, error: KafkaError | None, _: Delivered) -> None:
+    def _delivered(self, error: KafkaError | None, message: Delivered) -> None:
         if error is not None:
             self._failure = error
+            return
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        if topic is not None and partition is not None and offset is not None:
+            self.ends[topic, partition] = offset + 1

@@ -362,6 +362,8 @@ class Worker:
             return
         tps = [tp for tp in self.app.consumer.assignment() if tp.topic in self.mirrored]
         ends = await end_offsets(self.app.consumer, tps)
+        # Brokers may know less of the end of a log than who has written it: Tansu lists the last batch's beginning.
+        ends = {tp: max(end, self.publisher.ends.get((tp.topic, tp.partition), 0)) for tp, end in ends.items()}
         while any(self.mirror.done(tp.topic, tp.partition) < end for tp, end in ends.items()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         await self.mirror.flush()

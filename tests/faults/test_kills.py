@@ -31,7 +31,6 @@ def test_ten_killed_workers_leave_what_one_undisturbed_worker_leaves(pair, case,
     assert len(expected["predictions"]) == 2 * case.orders
 
 
-@pytest.mark.xfail(reason="known: after losing up to half of its log, Redis may end with a few states different")
 @pytest.mark.timeout(240)
 def test_a_redis_that_is_killed_and_loses_its_last_writes_loses_nothing(case, expected, tmp_path):
     log = ("--appendonly", "yes", "--appendfsync", "everysec")

@@ -60,12 +60,12 @@ def do(state, work):
     numbers = iter(np.append(state.number(keys), NO_ENTITY)[codes].tolist())
     rows = iter(range(len(events)))
     steps = [
-        (next(rows), next(numbers), each["_partition"], each["_time"])
+        (next(rows), next(numbers), each["_partition"], each["_time"], each["_offset"])
         if isinstance(each, dict)
-        else (-1, int(state.number([encode_entity(each[0])])[0]), -1, each[1])
+        else (-1, int(state.number([encode_entity(each[0])])[0]), -1, each[1], -1)
         for each in work
     ]
-    columns = np.array(steps, np.int64).reshape(-1, 4).T.copy()
+    columns = np.array(steps, np.int64).reshape(-1, 5).T.copy()
     return state.run(Steps(*columns), lane_inputs(state.plan, frame), emit=True)
 
 

@@ -25,7 +25,7 @@ def test_windows_of_one_hop_share_tiles_and_others_do_not():
     assert plan.tables.tracks[:, 0].tolist() == [60_000, 1 << 62]
     assert plan.tables.tracks[:, 1].tolist() == [3_600_000, 1 << 62]
     assert plan.tables.tracks[:, 5].tolist() == [62, 3]
-    assert plan.state_words == 2 + 2 + 62 * 2 + 3 * 2
+    assert plan.state_words == 3 + 2 + 62 * 2 + 3 * 2
 
 
 def test_a_lane_is_a_column_and_a_condition():

@@ -71,7 +71,8 @@ async def fold(url, views):
         codes, keys = entity_codes(frame, made.entity.keys)
         partition = 0 if made.name == "shops" else partition_of("crc32", b"[red]7", PARTITIONS)
         partitions = frame["_partition"].to_numpy().astype("int64") + partition
-        steps = Steps(frame["_offset"].to_numpy(), state.number(keys)[codes], partitions, frame["_time"].to_numpy())
+        offsets = frame["_offset"].to_numpy()
+        steps = Steps(offsets, state.number(keys)[codes], partitions, frame["_time"].to_numpy(), offsets)
         state.run(steps, lane_inputs(state.plan, frame), emit=False)
         for change in state.take_changes():
             at = (made.key, made.source.name, change.partition, "me")

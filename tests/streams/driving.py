@@ -23,7 +23,7 @@ def make_topic(kafka, name, partitions):
 
 
 def produce(kafka, topic, partition, values, **options):
-    settings = {"linger.ms": 1, "max.in.flight.requests.per.connection": 1}  # a batch that is sent again stays in order
+    settings = {"linger.ms": 1, "enable.idempotence": True}  # a batch that is sent again stays in order
     producer = Producer({"bootstrap.servers": kafka, **settings, **options})
     for value in values:
         producer.produce(topic, value, b"k" + value, partition=partition, timestamp=1_000 + int(value))
