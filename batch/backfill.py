@@ -28,7 +28,7 @@ from featurestore.errors import DataError
 from featurestore.expressions import TYPES
 from featurestore.flow import Flow
 from featurestore.frames import META, entity_codes, feature_frame, lane_inputs
-from featurestore.kernel import Steps
+from featurestore.kernel import Steps, layout
 from featurestore.plan import Plan, compiled
 from featurestore.times import ENDLESS
 
@@ -289,10 +289,10 @@ def _copied(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
 def _oldest(plan: Plan, times: Ints) -> Ints:
     """The oldest event time that any window can cover as of each time."""
     oldest = times
-    for hop, keep in plan.tables.tracks[:, :2].tolist():
-        if keep == ENDLESS:
+    for row in plan.tracks:
+        if row[layout.KEEP] == ENDLESS or row[layout.KIND] == layout.SESSIONS:
             return np.full(len(times), np.iinfo(np.int64).min)
-        oldest = np.minimum(oldest, (times - keep + 1) // hop * hop)
+        oldest = np.minimum(oldest, (times - row[layout.KEEP] + 1) // row[layout.HOP] * row[layout.HOP])
     return oldest
 
 

@@ -13,8 +13,7 @@ from featurestore.definitions import View
 from featurestore.engine import Changes
 from featurestore.errors import StateError
 from featurestore.flow import Flow
-from featurestore.stores import Commit, OnlineStore, Position
-from featurestore.times import ENDLESS
+from featurestore.stores import Commit, OnlineStore, Position, time_to_live
 
 #: Events between two commits: their states must fit into one call of a script.
 EVENTS = 50_000
@@ -108,13 +107,6 @@ class _Writer:
             clock or 0,
             change.entities,
             change.blobs,
-            self._ttl(clock),
+            time_to_live(self.view.keep, clock, self.now),
             first=at is None,
         )
-
-    def _ttl(self, clock: int | None) -> int | None:
-        """How long a state must be kept (ms): while a window can see it, and as long again as history lies back."""
-        longest = max(feature.window.length for feature in self.view.stored if feature.window is not None)
-        if longest >= ENDLESS:
-            return None
-        return longest + self.view.source.lateness_ms + (max(0, self.now - clock) if clock is not None else 0)

@@ -37,9 +37,8 @@ class _Run:
 
     def expired(self, view: View, state: bytes) -> bool:
         """Whether a live run may have let the state expire: no window can see it any more."""
-        longest = max(feature.window.length for feature in view.stored if feature.window is not None)
         newest = int.from_bytes(state[8:16], "little", signed=True)  # a state's second word
-        return not self.report.merged and newest + longest + view.source.lateness_ms <= self.now
+        return not self.report.merged and newest + view.keep <= self.now
 
 
 async def verify(

@@ -11,17 +11,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
 
-from featurestore.aggregates import Aggregate, Count, Mean, Std, Sum, Window, Windows, window
+from featurestore.aggregates import Aggregate, Window, Windows, window
 from featurestore.errors import DefinitionError
 from featurestore.expressions import canonical_text, checked_type, closest
 from featurestore.sources import Entity, Source
-
-_NUMBERS = ("int", "float", "bool", "timestamp[ms]")
+from featurestore.times import ENDLESS
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,20 +93,11 @@ class View:
 
     def _add_aggregate(self, here: str, name: str, aggregate: Aggregate, windows: Windows) -> None:
         types = self.source.types
-        column = aggregate.column
-        if column and column not in types:
-            raise DefinitionError(
-                f"{here}: there is no column {column!r} in {self.source.name!r}; {closest(column, types)}"
-            )
-        kind = types[column] if column else "int"
-        if kind not in _NUMBERS and not isinstance(aggregate, Count):
-            raise DefinitionError(
-                f"{here}: {type(aggregate).__name__} needs numbers, and column {column!r} is a {kind}"
-            )
-        if kind == "timestamp[ms]" and isinstance(aggregate, Sum | Mean | Std):
-            raise DefinitionError(
-                f"{here}: {type(aggregate).__name__} of a timestamp has no meaning; derive a duration first"
-            )
+        try:
+            aggregate.check(types, self.source.name)
+        except DefinitionError as error:
+            raise DefinitionError(f"{here}: {error}") from None
+        kind = types[aggregate.column] if aggregate.column else "int"
         if aggregate.where is not None and checked_type(aggregate.where, types, f"{here}, where") != "bool":
             raise DefinitionError(f"{here}: where must be true or false for each event, as a comparison is")
         chosen = windows if aggregate.windows is None else aggregate.windows
@@ -117,6 +107,10 @@ class View:
             raise DefinitionError(f'{here}: it has no windows; give a list, such as windows=["5m", "1h"]')
         for each in chosen:
             made = each if isinstance(each, Window) else _named_window(each, here)
+            try:
+                aggregate.check_window(made)
+            except DefinitionError as error:
+                raise DefinitionError(f"{here}: {error}") from None
             self._add(here, Feature(self, f"{name}_{made.label}", aggregate.output(kind), aggregate, made))
 
     def _add_derived(self, here: str, name: str, value: Derived) -> None:
@@ -144,6 +138,12 @@ class View:
     def key(self) -> str:
         """The view's identity wherever its state lies: name and fingerprint."""
         return f"{self.name}@{self.fingerprint}"
+
+    @property
+    def keep(self) -> int:
+        """For how long (ms) after its newest event a window may still see something of an entity; ENDLESS for ever."""
+        longest = max(feature.window.keep for feature in self.stored if feature.window is not None)
+        return ENDLESS if longest >= ENDLESS else longest + self.source.lateness_ms
 
     @property
     def keyed(self) -> bool:
@@ -209,7 +209,8 @@ def _feature_spec(feature: Feature) -> dict[str, Any]:
         "aggregate": type(aggregate).__name__,
         "column": aggregate.column,
         "where": canonical_text(aggregate.where),
-        "window": {"label": made.label, "length": made.length, "hop": made.hop},
+        "parameters": aggregate.parameters,
+        "window": asdict(made),
     }
 
 

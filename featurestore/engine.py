@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from featurestore import kernel
 from featurestore.errors import FormatError
-from featurestore.kernel import Accumulators, Inputs, Results, State, Steps
+from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.plan import Plan
 
 #: Entity number of a step whose entity key is null: it folds nothing and reads nulls.
 NO_ENTITY = -1
+#: Steps done together: what they write must fit into a processor's cache, beside the states of their entities.
+CHUNK = 8_192
 _NEVER = np.iinfo(np.int64).min
 
 
@@ -39,38 +41,21 @@ class ViewState:
         self.partitions = partitions
         self.numbers: dict[bytes, int] = {}
         self.names: list[bytes] = []
-        tables = plan.tables
-        sizes = _class_sizes(int(tables.tracks[:, 5].max()))
-        self._reserve = int((tables.tracks[:, 2] * tables.tracks[:, 5]).sum()) * 2
-        words = np.zeros(max(1 << 12, 2 * self._reserve), np.int64)
         self._loaded = np.zeros((64, partitions), np.bool_)
         self._fresh: set[int] = set()
-        cache = np.zeros((64, plan.cache_words), np.int64)
-        self._state = State(
-            slots=np.full((64, partitions), -1, np.int64),
-            newest=np.zeros(64, np.int64),
-            folded=np.zeros(64, np.int64),
-            runs=np.zeros((64, len(tables.tracks), 3), np.int64),
-            words=words,
-            reals=words.view(np.float64),
-            free=np.full((len(tables.tracks), len(sizes)), -1, np.int64),
-            sizes=sizes,
-            used=np.zeros(3, np.int64),
-            owners=np.zeros((64, 2), np.int64),
-            dirty=np.zeros((2, 64), np.int64),
-            clock=np.full(partitions, _NEVER, np.int64),
-            cache=cache,
-        )
-        self._accumulators = (_accumulators(plan), _accumulators(plan))
+        self._slots = np.zeros((64, partitions), np.int64)  # addresses of heads by entity and partition, 0 for none
+        self._last = np.full(64, -1, np.int32)  # see kernel.run
+        self._words = plan.memory(partitions, _SIZES.tolist())
+        self._reals = self._words.view(np.float64)
 
     def clock(self, partition: int) -> int | None:
         """Newest event time of the partition; None before its first event."""
-        newest = int(self._state.clock[partition])
+        newest = int(self._words[self._words[layout.CLOCKS] + partition])
         return None if newest == _NEVER else newest
 
     def set_clock(self, partition: int, newest: int) -> None:
         """Take the clock up where it was stored."""
-        self._state.clock[partition] = newest
+        self._words[self._words[layout.CLOCKS] + partition] = newest
 
     def number(self, entities: Sequence[bytes]) -> NDArray[np.int64]:
         """The numbers of encoded entity keys, new ones given out as needed."""
@@ -100,105 +85,94 @@ class ViewState:
 
     def load(self, entity: int, partition: int, blob: bytes | memoryview | None) -> None:
         """Take a stored state (None: there is none). Raises FormatError when it is not of this plan and version."""
-        words = _checked(self.plan, blob, self.names[entity]) if blob is not None else self._nothing()
-        self._grow_slots(1)
-        self._grow_words()
-        kernel.load(self.plan.tables, self._state, entity, partition, words)
+        words = self._checked(blob, self.names[entity]) if blob is not None else self._nothing()
+        self._make_room(4 * len(words))
+        kernel.load(self._words, self._slots, entity, partition, words)
         self._loaded[entity, partition] = True
 
     def run(self, steps: Steps, inputs: Inputs, *, emit: bool) -> Results:
-        """Do the steps in order: fold events, read entities. With `emit`, features come out after each event too."""
-        outputs = len(self.plan.outputs)
-        words = np.zeros((len(steps.row), outputs), np.int64)
-        results = Results(
-            words,
-            words.view(np.float64),
-            np.zeros((len(steps.row), outputs), np.bool_),
-            np.zeros(len(steps.row), np.int64),
-            np.zeros(len(steps.row), np.int8),
-        )
+        """Do the steps in order: fold events, read entities. With `emit`, features come out after each event too.
+
+        Without it, the results of steps that fold are not to be looked at, but for their status.
+        """
+        outputs, count = len(self.plan.outputs), len(steps.row)
+        words = np.empty((outputs, count), np.int64)
+        valid, effective = np.ones((outputs, count), np.bool_), np.zeros(count, np.int64)
+        results = Results(words, words.view(np.float64), valid, effective, np.zeros(count, np.int8))
         # Numba compiles anew for arrays that it may not write to, as Polars gives them.
         steps = Steps(*(np.require(array, np.int64, ["C", "W"]) for array in steps))
-        self._grow_slots(len(steps.row))
-        done, lateness = 0, self.plan.view.source.lateness_ms
-        checks = self.plan.checks_overflow
-        while done < len(steps.row):
-            args = (self.plan.tables, self._state, steps, inputs, *self._accumulators, results, done)
-            done = kernel.run(*args, lateness, checks, emit)
-            if done < len(steps.row):
-                self._grow_words()
+        kernel.sort_out(self._words, steps, results, emit)
+        following = np.empty(min(CHUNK, count), np.int32)
+        for begin in range(0, count, CHUNK):
+            end = min(begin + CHUNK, count)
+            while not kernel.run(
+                self._words, self._reals, self._slots, steps, inputs, results, begin, end, following, self._last, emit
+            ):
+                self._make_room(int(self._words[layout.WANTED]))
         return results
 
     def take_changes(self) -> list[Changes]:
         """The states written to since the last call, by partition; they count as stored from now on."""
-        state = self._state
-        slots = state.dirty[1, : state.used[2]].copy()
-        state.dirty[0, slots] = 0
-        state.used[2] = 0
-        return self._changes(slots)
+        return self._changes(kernel.take_dirty(self._words))
 
     def blobs(self, partition: int) -> dict[bytes, bytes]:
         """Every state of a partition, encoded, by entity key."""
-        state = self._state
-        slots = state.slots[: len(self.names), partition]
-        slots = slots[slots >= 0]
-        changes = self._changes(slots[state.newest[slots] != _NEVER])
+        slots = self._slots[: len(self.names), partition]
+        slots = slots[slots > 0]
+        changes = self._changes(slots[self._words[slots + layout.NEWEST] != _NEVER])
         return {name: bytes(blob) for c in changes for name, blob in zip(c.entities, c.blobs, strict=True)}
 
     def _changes(self, slots: NDArray[np.int64]) -> list[Changes]:
         """The slots' states, encoded into one buffer."""
         if not len(slots):
             return []
-        ends = np.cumsum(kernel.sizes_of(self.plan.tables, self._state, slots))
+        ends = np.cumsum(kernel.sizes_of(self._words, slots))
         out = np.empty(int(ends[-1]), np.int64)
-        kernel.encode(self.plan.tables, self._state, slots, ends, out)
-        raw, starts, owners = out.data.cast("B"), ends - np.diff(ends, prepend=0), self._state.owners[slots]
+        kernel.encode(self._words, slots, ends, out)
+        raw, starts = out.data.cast("B"), ends - np.diff(ends, prepend=0)
+        partitions, entities = self._words[slots + layout.PARTITION], self._words[slots + layout.ENTITY]
         changes = []
-        for partition in np.unique(owners[:, 1]).tolist():
-            rows = np.flatnonzero(owners[:, 1] == partition)
-            names = [self.names[e] for e in owners[rows, 0].tolist()]
+        for partition in np.unique(partitions).tolist():
+            rows = np.flatnonzero(partitions == partition)
+            names = [self.names[e] for e in entities[rows].tolist()]
             spans = zip((starts[rows] * 8).tolist(), (ends[rows] * 8).tolist(), strict=True)
             changes.append(Changes(partition, names, [raw[a:b] for a, b in spans]))
         return changes
 
     def _nothing(self) -> NDArray[np.int64]:
-        tracks = len(self.plan.tables.tracks)
-        return _frozen(np.array([kernel.FORMAT | tracks << 8, _NEVER, _NEVER, *[0] * tracks], np.int64))
+        runs = len(self.plan.tracks)
+        return _frozen(np.array([kernel.FORMAT | runs << 8, _NEVER, _NEVER, *[0] * runs], np.int64))
+
+    def _checked(self, blob: bytes | memoryview, entity: bytes) -> NDArray[np.int64]:
+        """The words of a stored state, or FormatError."""
+        words = _frozen(np.frombuffer(blob, np.int64) if len(blob) % 8 == 0 else np.zeros(0, np.int64))
+        if not kernel.is_sound(self._words, words):
+            raise FormatError(
+                f"the stored state of {self.plan.view.key}, entity {entity.decode()}, is not of format "
+                f"{kernel.FORMAT}: it was written by another version or is damaged; rebuild the view from its topic "
+                "with `onceflow backfill`"
+            )
+        return words
 
     def _grow_entities(self, count: int) -> None:
-        have = len(self._state.slots)
+        have = len(self._slots)
         if count > have:
             more = max(count, 2 * have) - have
-            slots = np.concatenate([self._state.slots, np.full((more, self.partitions), -1, np.int64)])
+            self._slots = np.concatenate([self._slots, np.zeros((more, self.partitions), np.int64)])
+            self._last = np.full(len(self._slots), -1, np.int32)
             self._loaded = np.concatenate([self._loaded, np.zeros((more, self.partitions), np.bool_)])
             for partition in self._fresh:
                 self._loaded[have:, partition] = True
-            self._state = self._state._replace(slots=slots)
 
-    def _grow_slots(self, more: int) -> None:
-        state = self._state
-        need, have = int(state.used[1]) + more, len(state.newest)
-        if need > have:
-            size = max(need, 2 * have)
-            self._state = state._replace(
-                newest=np.resize(state.newest, size),
-                folded=np.resize(state.folded, size),
-                runs=np.resize(state.runs, (size, *state.runs.shape[1:])),
-                owners=np.resize(state.owners, (size, 2)),
-                cache=np.resize(state.cache, (size, state.cache.shape[1])),
-                dirty=np.column_stack([state.dirty, np.zeros((2, size - have), np.int64)]),
-            )
-
-    def _grow_words(self) -> None:
-        state = self._state
-        if state.used[0] + self._reserve > len(state.words):
-            words = np.concatenate([state.words, np.zeros(len(state.words) + self._reserve, np.int64)])
-            self._state = state._replace(words=words, reals=words.view(np.float64))
-
-
-def _accumulators(plan: Plan) -> Accumulators:
-    tile = np.zeros(int(plan.tables.tracks[:, 2].max()), np.int64)
-    return Accumulators(tile, tile.view(np.float64), np.zeros(len(plan.tables.ops), np.int64))
+    def _make_room(self, more: int) -> None:
+        """Make sure that memory has room for a step, and for `more` words beside."""
+        words = self._words
+        words[layout.WANTED] = 0
+        need = int(words[layout.USED] + 4 * words[layout.LONGEST] + words[layout.RESERVE]) + more
+        if need > len(words):
+            self._words = np.empty(max(need + need // 4, 2 * len(words)), np.int64)
+            self._words[: len(words)] = words
+            self._reals = self._words.view(np.float64)
 
 
 def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -215,12 +189,4 @@ def _class_sizes(most: int) -> NDArray[np.int64]:
     return np.array(sizes, np.int64)
 
 
-def _checked(plan: Plan, blob: bytes | memoryview, entity: bytes) -> NDArray[np.int64]:
-    """The words of a stored state, or FormatError."""
-    words = _frozen(np.frombuffer(blob, np.int64) if len(blob) % 8 == 0 else np.zeros(0, np.int64))
-    if not kernel.is_sound(plan.tables, words):
-        raise FormatError(
-            f"the stored state of {plan.view.key}, entity {entity.decode()}, is not of format {kernel.FORMAT}: "
-            f"it was written by another version or is damaged; rebuild the view from its topic with `onceflow backfill`"
-        )
-    return words
+_SIZES = _class_sizes(1 << 29)

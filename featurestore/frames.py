@@ -59,7 +59,7 @@ def lane_inputs(plan: Plan, frame: pl.DataFrame) -> Inputs:
         if lane.column:
             series = frame[lane.column]
             if lane.is_float:
-                values = series.fill_null(np.nan).to_numpy()
+                values = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
                 valid[i] = ~np.isnan(values)
                 reals[i] = values
             elif series.dtype == pl.String:
@@ -67,6 +67,10 @@ def lane_inputs(plan: Plan, frame: pl.DataFrame) -> Inputs:
             else:
                 valid[i] = series.is_not_null().to_numpy()
                 words[i] = series.cast(pl.Int64).fill_null(0).to_numpy()
+        else:
+            words[i] = 1
+        if lane.other:
+            valid[i] &= frame[lane.other].cast(pl.Float64).is_not_nan().fill_null(False).to_numpy()
         if lane.where is not None:
             valid[i] &= frame.select(lane.where.fill_null(False).alias("_")).to_series().to_numpy()
     return Inputs(words, reals, valid)
@@ -101,8 +105,8 @@ def feature_columns(plan: Plan, results: Results, rows: NDArray[np.int64]) -> di
     """Stored features of the steps in `rows`, as columns by short name."""
     out = {}
     for j, feature in enumerate(plan.outputs):
-        missing = ~results.valid[rows, j]
-        values = results.reals[rows, j] if feature.type == "float" else results.words[rows, j]
+        missing = ~results.valid[j, rows]
+        values = results.reals[j, rows] if feature.type == "float" else results.words[j, rows]
         out[feature.name] = pa.array(values != 0 if feature.type == "bool" else values, mask=missing)
     return out
 

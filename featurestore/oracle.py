@@ -14,7 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.aggregates import Count, First, Last, Max, Mean, Min, Std, Sum
+from featurestore import aggregates as ag
+from featurestore.aggregates import Window
 from featurestore.definitions import Feature, View
 from featurestore.expressions import TYPES
 
@@ -26,9 +27,11 @@ FOLDED, LATE, OVERFLOW, KEYLESS = "folded", "late", "overflow", "keyless"
 
 def statuses(view: View, events: Sequence[Event]) -> list[str]:
     """What becomes of each event, given in an order in which the offsets of each partition ascend."""
-    windows = [(f.name, f.window.length, f.window.hop) for f in view.stored if f.window]
-    keeps = {hop: max(w for _, w, h in windows if h == hop) for _, _, hop in windows}
-    sums = {f.name for f in view.stored if isinstance(f.aggregate, Sum | Mean) and _is_integer(f)}
+    windows = {f.name: f.window for f in view.stored if f.window}
+    tiled = {name: window for name, window in windows.items() if window.kind == "tiles"}
+    keeps = {hop: max(w.keep for w in tiled.values() if w.hop == hop) for hop in {w.hop for w in tiled.values()}}
+    summing = (ag.Sum, ag.Mean, ag.Rate)
+    sums = {f.name for f in view.stored if isinstance(f.aggregate, summing) and f.name in tiled and _is_integer(f)}
     values = {f.name: inputs(f, events) for f in view.stored if f.name in sums}
     clock: dict[int, int] = {}
     newest: dict[Any, int] = {}
@@ -38,7 +41,7 @@ def statuses(view: View, events: Sequence[Event]) -> list[str]:
         time, partition, entity = event["_time"], event["_partition"], key(view, event)
         clock[partition] = max(clock.get(partition, time), time)
         limit = clock[partition] - view.source.lateness_ms
-        if all(time // hop < (limit - length + 1) // hop for _, length, hop in windows):
+        if all(_is_over(window, time, limit) for window in windows.values()):
             out.append(LATE)
             continue
         if None in entity:
@@ -46,10 +49,10 @@ def statuses(view: View, events: Sequence[Event]) -> list[str]:
             continue
         latest = max(newest.get((partition, entity), time), time)
         new = {  # the tiles that the event adds to, unless no read can see them any more
-            (name, partition, entity, time // hop): totals.get((name, partition, entity, time // hop), 0)
+            (name, partition, entity, time // w.hop): totals.get((name, partition, entity, time // w.hop), 0)
             + values[name][i]
-            for name, _, hop in windows
-            if name in sums and values[name][i] is not None and time // hop >= (latest - keeps[hop] + 1) // hop
+            for name, w in tiled.items()
+            if name in sums and values[name][i] is not None and time // w.hop >= (latest - keeps[w.hop] + 1) // w.hop
         }
         if any(not -(2**63) <= total < 2**63 for total in new.values()):
             out.append(OVERFLOW)
@@ -60,6 +63,16 @@ def statuses(view: View, events: Sequence[Event]) -> list[str]:
     return out
 
 
+def _is_over(window: Window, time: int, limit: int) -> bool:
+    """Whether the window cannot see an event of this time as of `limit`, nor later."""
+    if window.kind == "last":
+        return False
+    if window.kind == "session":
+        return time < limit - window.length
+    hop = window.hop if window.kind == "tiles" else 1
+    return time // hop < (limit - window.keep + 1) // hop
+
+
 def features(view: View, events: Sequence[Event], entity: tuple[Any, ...], as_of: int) -> tuple[int, dict[str, Value]]:
     """The effective time of a read of the entity as of `as_of`, after these events, and its stored features."""
     folded = zip(events, statuses(view, events), strict=True)
@@ -68,37 +81,90 @@ def features(view: View, events: Sequence[Event], entity: tuple[Any, ...], as_of
     return effective, {feature.name: _value(feature, mine, effective) for feature in view.stored}
 
 
+def covered(feature: Feature, events: Sequence[Event], effective: int) -> list[Event]:
+    """Those of the entity's events, as they came, that the feature's window holds, by (time, partition, offset)."""
+    window = feature.window
+    assert window is not None
+    end, ordered = effective - window.delay, sorted(events, key=lambda e: (e["_time"], e["_partition"], e["_offset"]))
+    if window.kind == "tiles":
+        first, hop = end - window.length + 1, window.hop
+        return [e for e in ordered if first // hop <= e["_time"] // hop <= end // hop]
+    if window.kind == "exact":
+        return [e for e in ordered if end - window.length < e["_time"] <= end]
+    if window.kind == "last":
+        return ordered[-window.length :]
+    sessions = [
+        _session(feature, [e for e in events if e["_partition"] == p]) for p in {e["_partition"] for e in events}
+    ]
+    held = [e for session in sessions if session and end - session[-1]["_time"] <= window.length for e in session]
+    return [e for e in ordered if e in held]
+
+
+def _session(feature: Feature, events: Sequence[Event]) -> list[Event]:
+    """The last session of one partition's events: each is a set of its own first, and joins those in reach.
+
+    An event too old for the entity's newest, less the gap and the lateness, can neither begin nor join one.
+    """
+    assert feature.window is not None
+    gap, newest = feature.window.length, -math.inf
+    sessions: list[list[Event]] = []
+    for event in events:
+        newest, time = max(newest, event["_time"]), event["_time"]
+        oldest = newest - gap - feature.view.source.lateness_ms
+        if time < oldest:
+            continue
+        near = [s for s in sessions if s[-1]["_time"] >= max(time - gap, oldest) and s[0]["_time"] <= time + gap]
+        joined = sorted([event, *(e for s in near for e in s)], key=lambda e: (e["_time"], e["_offset"]))
+        sessions = sorted([*(s for s in sessions if s not in near), joined], key=lambda s: s[0]["_time"])
+    return sessions[-1] if sessions else []
+
+
 def key(view: View, event: Event) -> tuple[Any, ...]:
     """The entity that the event is about."""
     return tuple(event[column] for column in view.entity.keys)
 
 
 def inputs(feature: Feature, events: Sequence[Event]) -> list[Any]:
-    """What the feature takes from each event; None for nothing."""
+    """What the feature takes from each event; None for nothing. Of a correlation it is a pair."""
     aggregate = feature.aggregate
     assert aggregate is not None
-    values = [event[aggregate.column] if aggregate.column else 1 for event in events]
+    values: list[Any] = [_number(event[aggregate.column]) if aggregate.column else 1 for event in events]
+    if isinstance(aggregate, ag.Corr):
+        others = [_number(event[aggregate.other]) for event in events]
+        values = [None if None in pair else pair for pair in zip(values, others, strict=True)]
     if aggregate.where is not None:
         frame = pl.DataFrame(list(events), schema={c: TYPES[t] for c, t in feature.view.source.types.items()})
         passes = [frame[i : i + 1].select(aggregate.where).item() for i in range(len(frame))]
         values = [value if pass_ else None for value, pass_ in zip(values, passes, strict=True)]
-    return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+    return values
+
+
+def _number(value: Any) -> Any:  # noqa: ANN401
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _is_integer(feature: Feature) -> bool:
     assert feature.aggregate is not None
-    return feature.view.source.types[feature.aggregate.column] != "float"
+    return feature.view.source.types.get(feature.aggregate.column) != "float"
 
 
 def _value(feature: Feature, events: Sequence[Event], effective: int) -> Value:
     assert feature.window is not None
-    length, hop = feature.window.length, feature.window.hop
-    rows = sorted(
-        (event["_time"], event["_partition"], event["_offset"], value)
-        for event, value in zip(events, inputs(feature, events), strict=True)
-        if value is not None and (effective - length + 1) // hop <= event["_time"] // hop <= effective // hop
-    )
-    return _FINISHES[type(feature.aggregate)]([row[3] for row in rows])
+    held = covered(feature, events, effective)
+    rows = [
+        (event["_time"], value) for event, value in zip(held, inputs(feature, held), strict=True) if value is not None
+    ]
+    end, values, aggregate = effective - feature.window.delay, [value for _, value in rows], feature.aggregate
+    if isinstance(aggregate, ag.TimeSince):
+        times = [time for time, _ in rows]
+        return end - (times[-1] if aggregate.of == "last" else times[0]) if times else None
+    if isinstance(aggregate, ag.ExpDecay):
+        return math.fsum(value * 2.0 ** ((time - end) / aggregate.half_life_ms) for time, value in rows)
+    if isinstance(aggregate, ag.Rate):
+        return float(sum(map(Fraction, values))) / (feature.window.length / 1000)
+    if isinstance(aggregate, ag.Slope):
+        return _slope(rows)
+    return _FINISHES[type(aggregate)](values)
 
 
 def _sum(values: list[Any]) -> Value:
@@ -107,19 +173,59 @@ def _sum(values: list[Any]) -> Value:
     return sum(values) if -(2**63) <= sum(values) < 2**63 else None
 
 
+def _moment(values: Sequence[Any], power: int) -> Fraction:
+    """The mean of powers of the distance from the mean."""
+    mean = sum(map(Fraction, values)) / len(values)
+    return Fraction(sum((Fraction(value) - mean) ** power for value in values)) / len(values)
+
+
+def _variance(values: list[Any]) -> Value:
+    return float(_moment(values, 2) * len(values) / (len(values) - 1)) if len(values) > 1 else None
+
+
 def _deviation(values: list[Any]) -> Value:
-    mean = sum(map(Fraction, values)) / max(len(values), 1)
-    squares = sum((Fraction(value) - mean) ** 2 for value in values)
-    return math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else None
+    return math.sqrt(_moment(values, 2) * len(values) / (len(values) - 1)) if len(values) > 1 else None
+
+
+def _skew(values: list[Any]) -> Value:
+    return float(_moment(values, 3)) / float(_moment(values, 2)) ** 1.5 if len(set(values)) > 1 else None
+
+
+def _kurtosis(values: list[Any]) -> Value:
+    return float(_moment(values, 4) / _moment(values, 2) ** 2 - 3) if len(set(values)) > 1 else None
+
+
+def _slope(rows: Sequence[tuple[int, Any]]) -> Value:
+    if len({time for time, _ in rows}) < 2:
+        return None
+    times, values = [Fraction(time) for time, _ in rows], [Fraction(value) for _, value in rows]
+    middle, mean = sum(times) / len(times), sum(values) / len(values)
+    products = sum((t - middle) * (v - mean) for t, v in zip(times, values, strict=True))
+    return float(1000 * products / sum((t - middle) ** 2 for t in times))
+
+
+def _correlation(pairs: list[Any]) -> Value:
+    xs, ys = [Fraction(x) for x, _ in pairs], [Fraction(y) for _, y in pairs]
+    if len(set(xs)) < 2 or len(set(ys)) < 2:
+        return None
+    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
+    products = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / len(xs)
+    return float(products) / math.sqrt(_moment(xs, 2)) / math.sqrt(_moment(ys, 2))
 
 
 _FINISHES: dict[type, Callable[[list[Any]], Value]] = {  # of the values by (time, partition, offset)
-    Count: len,
-    Sum: _sum,
-    Mean: lambda values: float(sum(map(Fraction, values)) / len(values)) if values else None,
-    Std: _deviation,
-    Min: lambda values: min(values, default=None),
-    Max: lambda values: max(values, default=None),
-    First: lambda values: values[0] if values else None,
-    Last: lambda values: values[-1] if values else None,
+    ag.Count: len,
+    ag.Sum: _sum,
+    ag.Mean: lambda values: float(sum(map(Fraction, values)) / len(values)) if values else None,
+    ag.Std: _deviation,
+    ag.Var: _variance,
+    ag.Skew: _skew,
+    ag.Kurtosis: _kurtosis,
+    ag.Corr: _correlation,
+    ag.Min: lambda values: min(values, default=None),
+    ag.Max: lambda values: max(values, default=None),
+    ag.Any: lambda values: any(values) if values else None,
+    ag.All: lambda values: all(values) if values else None,
+    ag.First: lambda values: values[0] if values else None,
+    ag.Last: lambda values: values[-1] if values else None,
 }

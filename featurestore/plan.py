@@ -1,94 +1,235 @@
 """From a view to work: what the kernel keeps in each tile and how it finishes each feature.
 
-A *lane* is one input: a column (or none, for counting rows) and the rows that `where` lets pass. A *track* is one tile
-width; all windows with that width share its tiles. A tile is a row of 64-bit words: its index, then the words of its
-primitives, shared by the features that need them (mean and sum share a sum, all share the lane's count).
+A *lane* is one input: a column (or none, for counting rows) and the rows that `where` lets pass. A *track* is one way
+of keeping what came: tiles of one width, which all windows of that width share, or events, or sessions. A tile is a row
+of 64-bit words: its index, then the words of its primitives, shared by the features that need them (mean and sum share
+a sum, all share the lane's count).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore import aggregates
+from featurestore import aggregates as ag
+from featurestore.errors import DefinitionError
 from featurestore.expressions import canonical_text
+from featurestore.kernel import finishes as fin
+from featurestore.kernel import layout as at
+from featurestore.kernel import primitives as prim
+from featurestore.kernel.windows import CACHE_HEAD
+from featurestore.times import ENDLESS
 
 if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from featurestore.aggregates import Window
+    from featurestore.aggregates import Aggregate, Window
     from featurestore.definitions import Feature, View
 
-# Primitives: what a tile keeps of a lane. N comes last of a lane, since the others ask it whether they are the first.
-SUM_FLOAT, SUM_INT, MIN_FLOAT, MIN_INT, MAX_FLOAT, MAX_INT, MOMENTS_FLOAT, MOMENTS_INT, FIRST, LAST, N = range(11)
-WORDS = {SUM_FLOAT: 2, MOMENTS_FLOAT: 2, MOMENTS_INT: 2, FIRST: 2, LAST: 2}  # all others: 1
+#: By aggregate, for floats and for whole numbers: what it needs in a tile beside the count, and how it is finished.
+RECIPES: dict[type[Aggregate], tuple[tuple[int, int], tuple[int, int]]] = {
+    ag.Count: ((prim.N, prim.N), (fin.COUNT, fin.COUNT)),
+    ag.Sum: ((prim.SUM_FLOAT, prim.SUM_INT), (fin.TOTAL_FLOAT, fin.TOTAL_INT)),
+    ag.Mean: ((prim.SUM_FLOAT, prim.SUM_INT), (fin.MEAN_FLOAT, fin.MEAN_INT)),
+    ag.Min: ((prim.MIN_FLOAT, prim.MIN_INT), (fin.VALUE, fin.VALUE)),
+    ag.Max: ((prim.MAX_FLOAT, prim.MAX_INT), (fin.VALUE, fin.VALUE)),
+    ag.Any: ((prim.MAX_INT, prim.MAX_INT), (fin.VALUE, fin.VALUE)),
+    ag.All: ((prim.MIN_INT, prim.MIN_INT), (fin.VALUE, fin.VALUE)),
+    ag.Std: ((prim.MOMENTS_FLOAT, prim.MOMENTS_INT), (fin.STD, fin.STD)),
+    ag.Var: ((prim.MOMENTS_FLOAT, prim.MOMENTS_INT), (fin.VAR, fin.VAR)),
+    ag.Skew: ((prim.MOMENTS4_FLOAT, prim.MOMENTS4_INT), (fin.SKEW, fin.SKEW)),
+    ag.Kurtosis: ((prim.MOMENTS4_FLOAT, prim.MOMENTS4_INT), (fin.KURTOSIS, fin.KURTOSIS)),
+    ag.First: ((prim.FIRST, prim.FIRST), (fin.TIMED_VALUE, fin.TIMED_VALUE)),
+    ag.Last: ((prim.LAST, prim.LAST), (fin.TIMED_VALUE, fin.TIMED_VALUE)),
+    ag.TimeSince: ((prim.LAST, prim.LAST), (fin.SINCE, fin.SINCE)),
+    ag.Rate: ((prim.SUM_FLOAT, prim.SUM_INT), (fin.RATE_FLOAT, fin.RATE_INT)),
+    ag.ExpDecay: ((prim.DECAY_FLOAT, prim.DECAY_INT), (fin.DECAYED, fin.DECAYED)),
+    ag.Slope: ((prim.TREND_FLOAT, prim.TREND_INT), (fin.SLOPE, fin.SLOPE)),
+    ag.Corr: ((prim.PAIR, prim.PAIR), (fin.CORR, fin.CORR)),
+}
 
-# Finishes: how a feature comes out of merged primitives.
-COUNT, TOTAL_FLOAT, TOTAL_INT, MEAN_FLOAT, MEAN_INT, STD, VALUE, TIMED_VALUE = range(8)
-
-
-class Tables(NamedTuple):
-    """A plan as the kernel reads it; each row is explained by its columns."""
-
-    tracks: NDArray[np.int64]  # hop, keep (longest window), stride (words a tile), first op, end op, most tiles
-    ops: NDArray[np.int64]  # primitive, lane, word in the tile, word of the lane's N
-    groups: NDArray[np.int64]  # track, window length, first output, end output, first word in the cache
-    outs: NDArray[np.int64]  # finish, word, word of the lane's N, op (the one whose sum may overflow)
+# Where STATS has what these have, in words from its own first one; it also holds the count.
+_SHARED = {prim.SUM_FLOAT: 1, prim.SUM_INT: 1, prim.MIN_FLOAT: 3, prim.MIN_INT: 3, prim.MAX_FLOAT: 4, prim.MAX_INT: 4}
+_SHARED |= {prim.MOMENTS_FLOAT: 5, prim.MOMENTS_INT: 5, prim.N: 0}
+_SUMS = {prim.SUM_FLOAT: prim.STATS_FLOAT, prim.SUM_INT: prim.STATS_INT}
+_BUNDLED = {fin.COUNT: 0, fin.TOTAL_FLOAT: 1, fin.TOTAL_INT: 1, fin.MEAN_FLOAT: 2, fin.MEAN_INT: 2, fin.VALUE: 4}
+_BUNDLED |= {fin.STD: 5, fin.VAR: 6}
+_MIN = fin.BUNDLED.index("min")
+_ENOUGH = 3  # so many of them with a sum become STATS: one step of the kernel instead of four
+MAX_LANES = 60
+"""Most inputs of a view that keeps events."""
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One input of the fold: the values of `column` ("" for the rows themselves) where `where` holds."""
+    """One input of the fold: the values of `column` ("" for the rows themselves) where `where` holds.
+
+    With `other`, only those events count that have a value there too.
+    """
 
     column: str
     where: pl.Expr | None
     is_float: bool
+    other: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A view made ready to run: `outputs` are its stored features in the order in which the kernel writes them."""
+    """A view made ready to run: `outputs` are its stored features in the order in which the kernel writes them.
+
+    `tracks`, `ops` (of all tracks, one after another), `groups` and `outs` are rows as `kernel.layout` names their
+    columns; where a record has addresses of others, they have numbers of rows.
+    """
 
     view: View
     lanes: tuple[Lane, ...]
     outputs: tuple[Feature, ...]
-    tables: Tables
-    checks_overflow: bool
+    tracks: tuple[tuple[int, ...], ...]
+    track_lanes: tuple[tuple[int, ...], ...]
+    ops: tuple[tuple[int, ...], ...]
+    op_parameters: tuple[float, ...]
+    groups: tuple[tuple[int, ...], ...]
+    outs: tuple[tuple[int, ...], ...]
+    out_parameters: tuple[float, ...]
+    cache_words: int
 
     @property
-    def cache_words(self) -> int:
-        """Words that the kernel's cache of merged tiles takes, by entity and partition."""
-        tables = self.tables
-        last = tables.groups[-1]
-        track = tables.tracks[last[0]]
-        return int(last[4] + 2 + track[2] + track[4] - track[3])
+    def checks_overflow(self) -> bool:
+        """Whether an event may be too much for an integer sum."""
+        tiled = [row for row in self.tracks if row[at.KIND] == at.TILES]
+        codes = {self.ops[o][at.CODE] for row in tiled for o in range(row[at.FIRST_OP], row[at.END_OP])}
+        return bool(codes & {prim.SUM_INT, prim.STATS_INT})
 
     @property
-    def state_words(self) -> int:
-        """The most 64-bit words that one entity's state can take on one partition."""
-        tracks = self.tables.tracks
-        return int(3 + len(tracks) + (tracks[:, 2] * tracks[:, 5]).sum())
+    def keeps(self) -> int:
+        """An event is late only if it lies this far (ms) behind."""
+        return max(row[at.HOP if row[at.KIND] == at.SESSIONS else at.KEEP] for row in self.tracks)
+
+    @property
+    def reserve(self) -> int:
+        """Words that one event may take, but for what doubles a long run."""
+        runs = sum(2 * min(_most(row), 64) * row[at.STRIDE] for row in self.tracks)
+        return runs + self.head_words + self.cache_words
+
+    @property
+    def head_words(self) -> int:
+        """Words of a slot's head."""
+        return at.RUNS + 2 * len(self.tracks)
+
+    @property
+    def state_words(self) -> int | None:
+        """The most 64-bit words that one entity's state can take on one partition; None where there is no limit."""
+        if any(row[at.KIND] in (at.EVENTS, at.SESSIONS) for row in self.tracks):
+            return None
+        return at.HEAD + len(self.tracks) + sum(_most(row) * row[at.STRIDE] for row in self.tracks)
+
+    def memory(self, partitions: int, sizes: Sequence[int]) -> NDArray[np.int64]:
+        """The memory that the kernel works in, of a state that holds nothing yet (see `kernel.layout`).
+
+        `sizes` are those of rooms for runs, in tiles, ascending.
+        """
+        acc, places, end = max(row[at.ACC] for row in self.tracks), {}, at.PLAN_WORDS
+        for name, size in (
+            ("tracks", len(self.tracks) * at.TRACK_WORDS),
+            ("ops", len(self.ops) * at.OP_WORDS),
+            ("groups", len(self.groups) * at.GROUP_WORDS),
+            ("outs", len(self.outs) * at.OUT_WORDS),
+            ("lanes", sum(map(len, self.track_lanes))),
+            ("sizes", len(sizes)),
+            ("clocks", partitions),
+            ("scratch", 5 * acc + partitions),
+        ):
+            places[name], end = end, end + size
+        words = np.zeros(end + max(1 << 12, 2 * self.reserve), np.int64)
+        words[at.TRACKS], words[at.TRACKS_END] = places["tracks"], places["ops"]
+        words[at.GROUPS], words[at.GROUPS_END] = places["groups"], places["outs"]
+        words[at.OUTPUTS], words[at.HEAD_WORDS], words[at.CACHE_WORDS] = (
+            len(self.outputs),
+            self.head_words,
+            self.cache_words,
+        )
+        words[at.SCRATCH], words[at.ACC_MOST], words[at.PARTITIONS] = places["scratch"], acc, partitions
+        words[at.CLOCKS], words[at.SIZES], words[at.USED] = places["clocks"], places["sizes"], end
+        words[at.LATENESS], words[at.KEEPS] = self.view.source.lateness_ms, self.keeps
+        words[at.RESERVE], words[at.CHECKS] = self.reserve, self.checks_overflow
+        words[places["sizes"] : places["sizes"] + len(sizes)] = sizes
+        words[places["clocks"] : places["clocks"] + partitions] = at.INT_MIN
+        self._write(words, places)
+        return words
+
+    def _write(self, words: NDArray[np.int64], places: Mapping[str, int]) -> None:
+        """Write the plan's records, with addresses for numbers of rows."""
+        lane, reals = places["lanes"], words.view(np.float64)
+        for i, (row, lanes) in enumerate(zip(self.tracks, self.track_lanes, strict=True)):
+            t = places["tracks"] + i * at.TRACK_WORDS
+            words[t : t + len(row)] = row
+            for column in (at.FIRST_OP, at.END_OP):
+                words[t + column] = places["ops"] + row[column] * at.OP_WORDS
+            words[t + at.FIRST_LANE], words[t + at.LANES], words[t + at.RUN] = lane, len(lanes), at.RUNS + 2 * i
+            words[lane : lane + len(lanes)] = lanes
+            lane += len(lanes)
+        for i, row in enumerate(self.groups):
+            g = places["groups"] + i * at.GROUP_WORDS
+            words[g : g + len(row)] = row
+            words[g + at.TRACK] = places["tracks"] + row[at.TRACK] * at.TRACK_WORDS
+            for column in (at.FIRST_OUT, at.END_OUT):
+                words[g + column] = places["outs"] + row[column] * at.OUT_WORDS
+        for rows, parameters, place, size, column in (
+            (self.ops, self.op_parameters, places["ops"], at.OP_WORDS, at.PARAMETER),
+            (self.outs, self.out_parameters, places["outs"], at.OUT_WORDS, at.OUT_PARAMETER),
+        ):
+            for i, (row, parameter) in enumerate(zip(rows, parameters, strict=True)):
+                words[place + i * size : place + i * size + len(row)] = row
+                reals[place + i * size + column] = parameter
+
+
+@dataclass
+class _Track:
+    """A track as it is put together: the windows that it serves, and what lanes need in its tiles."""
+
+    kind: int
+    hop: int
+    keep: int = 0
+    limit: int = 0
+    needs: set[tuple[int, int, float]] = field(default_factory=set)  # lane, primitive, what it was told
+    features: list[Feature] = field(default_factory=list)
+    places: dict[tuple[int, int, float], int] = field(default_factory=dict)  # by need, its first word in a tile
+    acc: int = 0
+    lanes: list[int] = field(default_factory=list)  # of which it keeps the values of events
+
+
+_Numbers = dict[tuple[str, str | None, str], int]
 
 
 def compiled(view: View) -> Plan:
-    """The plan of a view."""
-    lanes: dict[tuple[str, str | None], int] = {}
-    made: list[Lane] = []
-    for feature in view.stored:
-        key = _lane_key(feature)
-        if key not in lanes:
-            lanes[key] = len(made)
-            made.append(Lane(key[0], _aggregate(feature).where, view.source.types.get(key[0]) == "float"))
-    tracks, ops, words = _tracks(view, lanes, made)
-    outputs, groups, outs = _outputs(view, lanes, made, words, list(words))
-    tables = Tables(*(np.array(rows, np.int64).reshape(len(rows), -1) for rows in (tracks, ops, groups, outs)))
-    return Plan(view, tuple(made), tuple(outputs), tables, SUM_INT in tables.ops[:, 0])
+    """The plan of a view. Raises DefinitionError when it has more inputs than can be kept of an event."""
+    lanes, numbers = _lanes(view)
+    tracks = _tracks(view, lanes, numbers)
+    _check_lanes(view, tracks)
+    ops = [_ops(track) for track in tracks]
+    firsts = np.cumsum([0, *map(len, ops)]).tolist()
+    rows = [_row(track, first, end) for track, first, end in zip(tracks, firsts, firsts[1:], strict=False)]
+    outputs, groups, outs = _outputs(tracks, lanes, numbers)
+    return Plan(
+        view,
+        tuple(lanes),
+        tuple(outputs),
+        tuple(rows),
+        tuple(tuple(track.lanes) for track in tracks),
+        tuple(tuple(row) for part in ops for row, _ in part),
+        tuple(parameter for part in ops for _, parameter in part),
+        tuple(groups),
+        tuple(tuple(row) for row, _ in outs),
+        tuple(parameter for _, parameter in outs),
+        sum(CACHE_HEAD + 2 * track.acc for track in tracks for _ in _windows(track)),
+    )
 
 
-def _aggregate(feature: Feature) -> aggregates.Aggregate:
+def _aggregate(feature: Feature) -> Aggregate:
     assert feature.aggregate is not None
     return feature.aggregate
 
@@ -98,83 +239,185 @@ def _window(feature: Feature) -> Window:
     return feature.window
 
 
-def _lane_key(feature: Feature) -> tuple[str, str | None]:
-    return _aggregate(feature).column, canonical_text(_aggregate(feature).where)
+def _lane_key(feature: Feature) -> tuple[str, str | None, str]:
+    aggregate = _aggregate(feature)
+    return aggregate.column, canonical_text(aggregate.where), getattr(aggregate, "other", "")
 
 
-def _primitive(feature: Feature, is_float: bool) -> int | None:
-    """What the feature needs in its tiles beside the count."""
-    pairs: dict[type, tuple[int, int]] = {
-        aggregates.Sum: (SUM_FLOAT, SUM_INT),
-        aggregates.Mean: (SUM_FLOAT, SUM_INT),
-        aggregates.Min: (MIN_FLOAT, MIN_INT),
-        aggregates.Max: (MAX_FLOAT, MAX_INT),
-        aggregates.Std: (MOMENTS_FLOAT, MOMENTS_INT),
-        aggregates.First: (FIRST, FIRST),
-        aggregates.Last: (LAST, LAST),
-    }
-    pair = pairs.get(type(_aggregate(feature)))
-    return None if pair is None else pair[0 if is_float else 1]
-
-
-def _finish(feature: Feature, is_float: bool) -> int:
-    pairs: dict[type, tuple[int, int]] = {
-        aggregates.Count: (COUNT, COUNT),
-        aggregates.Sum: (TOTAL_FLOAT, TOTAL_INT),
-        aggregates.Mean: (MEAN_FLOAT, MEAN_INT),
-        aggregates.Std: (STD, STD),
-        aggregates.First: (TIMED_VALUE, TIMED_VALUE),
-        aggregates.Last: (TIMED_VALUE, TIMED_VALUE),
-    }
-    return pairs.get(type(_aggregate(feature)), (VALUE, VALUE))[0 if is_float else 1]
-
-
-Places = dict[int, dict[tuple[int, int], tuple[int, int]]]  # hop -> (lane, primitive) -> (word, op)
-
-
-def _tracks(
-    view: View, lanes: dict[tuple[str, str | None], int], made: list[Lane]
-) -> tuple[list[list[int]], list[list[int]], Places]:
-    needs: dict[int, set[tuple[int, int]]] = {}
-    keeps: dict[int, int] = {}
+def _lanes(view: View) -> tuple[list[Lane], _Numbers]:
+    """The lanes, and the number of each; the two of a pair follow each other."""
+    lanes: list[Lane] = []
+    numbers: _Numbers = {}
     for feature in view.stored:
-        hop, lane = _window(feature).hop, lanes[_lane_key(feature)]
-        keeps[hop] = max(keeps.get(hop, 0), _window(feature).length)
-        primitive = _primitive(feature, made[lane].is_float)
-        needs.setdefault(hop, set()).update({(lane, N)} | ({(lane, primitive)} if primitive is not None else set()))
-    tracks: list[list[int]] = []
-    ops: list[list[int]] = []
-    words: Places = {}
-    for hop in sorted(needs):
-        first, word = len(ops), 1
-        places: dict[tuple[int, int], tuple[int, int]] = {}
-        for op, (lane, primitive) in enumerate(sorted(needs[hop]), start=first):
-            places[lane, primitive] = (word, op)
-            word += WORDS.get(primitive, 1)
-        ops += [[primitive, lane, at, places[lane, N][0]] for (lane, primitive), (at, _) in places.items()]
-        words[hop] = places
-        tracks.append([hop, keeps[hop], word, first, len(ops), keeps[hop] // hop + 2])
-    return tracks, ops, words
+        key = _lane_key(feature)
+        if key not in numbers:
+            numbers[key] = len(lanes)
+            where, types = _aggregate(feature).where, view.source.types
+            lanes.append(Lane(key[0], where, bool(key[2]) or types.get(key[0]) == "float", key[2]))
+            if key[2]:
+                lanes.append(Lane(key[2], where, is_float=True, other=key[0]))
+    return lanes, numbers
+
+
+def _primitive(feature: Feature, is_float: bool) -> tuple[int, int]:
+    """What the feature needs in its tiles, and how it is finished."""
+    aggregate = _aggregate(feature)
+    primitives, finishes = RECIPES[type(aggregate)]
+    if isinstance(aggregate, ag.TimeSince) and aggregate.of == "first":
+        return prim.FIRST, fin.SINCE
+    if isinstance(aggregate, ag.Rate) and not aggregate.column:
+        return prim.N, fin.RATE_COUNT
+    return (primitives[0], finishes[0]) if is_float else (primitives[1], finishes[1])
+
+
+def _parameter(feature: Feature) -> float:
+    """The number that the feature was told: a half-life in ms, or the length of a rate's window in seconds."""
+    aggregate = _aggregate(feature)
+    if isinstance(aggregate, ag.ExpDecay):
+        return float(aggregate.half_life_ms)
+    return _window(feature).length / 1000 if isinstance(aggregate, ag.Rate) else 0.0
+
+
+def _need(feature: Feature, lanes: Sequence[Lane], lane: int) -> tuple[int, int, float]:
+    """What the feature keeps in tiles: of a lane a primitive, and what that one was told."""
+    primitive, _ = _primitive(feature, lanes[lane].is_float)
+    return lane, primitive, _parameter(feature) if isinstance(_aggregate(feature), ag.ExpDecay) else 0.0
+
+
+def _track_key(window: Window) -> tuple[int, int]:
+    if window.kind == "tiles":
+        return at.TILES, window.hop
+    if window.kind == "session":
+        return at.SESSIONS, window.length
+    return (at.EVENTS, 1) if window.kind == "exact" else (at.LATEST, 1)
+
+
+def _tracks(view: View, lanes: Sequence[Lane], numbers: _Numbers) -> list[_Track]:
+    """The tracks: tiles, those of the shortest hop first, then the others."""
+    found: dict[tuple[int, int], _Track] = {}
+    for feature in view.stored:
+        window, lane = _window(feature), numbers[_lane_key(feature)]
+        track = found.setdefault(_track_key(window), _Track(*_track_key(window)))
+        track.keep = max(track.keep, window.keep)
+        track.limit = max(track.limit, window.length) if window.kind == "last" else 0
+        if window.kind == "session":
+            track.keep = window.length + view.source.lateness_ms
+        track.needs |= {(lane, prim.N, 0.0), _need(feature, lanes, lane)}
+        track.features.append(feature)
+    tracks = sorted(found.values(), key=lambda track: (track.kind, track.hop))
+    for track in tracks:
+        _place(track)
+    return tracks
+
+
+def _place(track: _Track) -> None:
+    """Lay out the track's accumulator."""
+    word = 2 if track.kind == at.SESSIONS else 1
+    for lane in sorted({lane for lane, _, _ in track.needs}):
+        wanted = sorted((p, parameter) for at_lane, p, parameter in track.needs if at_lane == lane)
+        shared = [p for p, _ in wanted if p in _SHARED and p != prim.N]
+        stats = next((_SUMS[p] for p in shared if p in _SUMS), None) if len(shared) >= _ENOUGH else None
+        if stats is not None:
+            wanted = sorted([*(each for each in wanted if each[0] not in _SHARED), (stats, 0.0)])
+        for primitive, parameter in wanted:
+            track.places[lane, primitive, parameter] = word
+            if primitive == stats:
+                track.places |= {(lane, p, 0.0): word + _SHARED[p] for p in [*shared, prim.N]}
+            word += prim.WORDS[primitive]
+    track.acc = word
+    if track.kind in (at.EVENTS, at.LATEST):
+        pairs = {lane + 1 for lane, primitive, _ in track.needs if primitive == prim.PAIR}
+        track.lanes = sorted({lane for lane, _, _ in track.needs} | pairs)
+
+
+def _check_lanes(view: View, tracks: Sequence[_Track]) -> None:
+    for track in tracks:
+        if len(track.lanes) > MAX_LANES:
+            raise DefinitionError(
+                f"View {view.name!r}: it has {len(track.lanes)} inputs over windows that keep events, at most "
+                f"{MAX_LANES}; split it"
+            )
+
+
+def _ops(track: _Track) -> list[tuple[list[int], float]]:
+    """The track's rows of ops, each with what it was told."""
+    rows = []
+    for (lane, primitive, parameter), word in sorted(track.places.items()):
+        if primitive in _SHARED and _stats(track, lane) is not None:
+            continue  # STATS does it
+        place = track.lanes.index(lane) if track.lanes else 0
+        row = [primitive, lane, word, track.places[lane, prim.N, 0.0], prim.WORDS[primitive], place]
+        rows.append((row, parameter))
+    return rows
+
+
+def _stats(track: _Track, lane: int) -> int | None:
+    """The track's STATS primitive of the lane, if it has one."""
+    return next((p for p in (prim.STATS_FLOAT, prim.STATS_INT) if (lane, p, 0.0) in track.places), None)
+
+
+def _row(track: _Track, first: int, end: int) -> tuple[int, ...]:
+    stride = 2 + len(track.lanes) if track.lanes else track.acc
+    return track.kind, track.hop, track.keep, stride, first, end, track.acc, track.limit
+
+
+def _most(row: Sequence[int]) -> int:
+    """The most tiles of a track; of sessions and events a guess."""
+    if row[at.KIND] == at.LATEST:
+        return 2 * row[at.LIMIT]
+    return int(row[at.KEEP] // row[at.HOP] + 2) if row[at.KIND] == at.TILES else 8
+
+
+def _windows(track: _Track) -> list[tuple[int, int]]:
+    return list(dict.fromkeys((_window(feature).length, _window(feature).delay) for feature in track.features))
 
 
 def _outputs(
-    view: View, lanes: dict[tuple[str, str | None], int], made: list[Lane], words: Places, hops: list[int]
-) -> tuple[list[Feature], list[list[int]], list[list[int]]]:
-    by_window: dict[tuple[int, int], list[Feature]] = {}
-    for feature in view.stored:
-        by_window.setdefault((_window(feature).hop, _window(feature).length), []).append(feature)
+    tracks: Sequence[_Track], lanes: Sequence[Lane], numbers: _Numbers
+) -> tuple[list[Feature], list[tuple[int, ...]], list[tuple[list[int], float]]]:
+    """The features in order of writing, and the rows of groups and outs."""
     outputs: list[Feature] = []
-    groups: list[list[int]] = []
-    outs: list[list[int]] = []
+    groups: list[tuple[int, ...]] = []
+    outs: list[tuple[list[int], float]] = []
     cached = 0
-    for (hop, length), features in by_window.items():
-        groups.append([hops.index(hop), length, len(outputs), len(outputs) + len(features), cached])
-        cached += 2 + sum(WORDS.get(primitive, 1) + 1 for _, primitive in words[hop]) + 1
-        for feature in features:
-            lane = lanes[_lane_key(feature)]
-            primitive = _primitive(feature, made[lane].is_float)
-            n_word, n_op = words[hop][lane, N]
-            word, op = (n_word, n_op) if primitive is None else words[hop][lane, primitive]
-            outs.append([_finish(feature, made[lane].is_float), word, n_word, op])
-            outputs.append(feature)
+    for number, track in enumerate(tracks):
+        for length, delay in _windows(track):
+            mine = [f for f in track.features if (_window(f).length, _window(f).delay) == (length, delay)]
+            rows = _outs(track, mine, lanes, numbers, len(outputs))
+            groups.append((number, length, delay, len(outs), len(outs) + len(rows), cached, _block(track, length)))
+            cached += CACHE_HEAD + 2 * track.acc
+            outs += rows
+            outputs += mine
     return outputs, groups, outs
+
+
+def _block(track: _Track, length: int) -> int:
+    """The distance of boundaries: the window's length in tiles, or in ms."""
+    if track.kind != at.TILES:
+        return length
+    return 1 << 40 if length == ENDLESS else -(-length // track.hop) + 1
+
+
+def _outs(
+    track: _Track, features: Sequence[Feature], lanes: Sequence[Lane], numbers: _Numbers, first: int
+) -> list[tuple[list[int], float]]:
+    """A window's rows of outs, each with what it was told; all that comes of one STATS primitive is one row."""
+    rows: list[tuple[list[int], float]] = []
+    bundles: dict[int, list[int]] = {}
+    nothing = [-1] * len(fin.BUNDLED)
+    for j, feature in enumerate(features, first):
+        lane = numbers[_lane_key(feature)]
+        primitive, finish = _primitive(feature, lanes[lane].is_float)
+        stats, column = _stats(track, lane), _BUNDLED.get(finish)
+        if stats is not None and column is not None:
+            if lane not in bundles:
+                code = fin.BUNDLE_FLOAT if stats == prim.STATS_FLOAT else fin.BUNDLE_INT
+                bundles[lane] = [code, track.places[lane, stats, 0.0], 0, 0, *nothing]
+                rows.append((bundles[lane], 0.0))
+            column = _MIN if primitive in (prim.MIN_FLOAT, prim.MIN_INT) else column
+            if bundles[lane][at.OUTPUT + column] < 0:
+                bundles[lane][at.OUTPUT + column] = j
+                continue
+        words = [track.places[_need(feature, lanes, lane)], track.places[lane, prim.N, 0.0]]
+        rows.append(([finish, *words, 0, j, *nothing[1:]], _parameter(feature)))
+    return rows

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from featurestore.errors import FencedError, FormatError, GapError, StateError
+from featurestore.times import ENDLESS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -141,6 +142,21 @@ def wrong_format(view_key: str, topic: str, partition: int, stored: str) -> Form
         f"{where}: written by format {stored or 'unknown'}, this version writes {FORMAT}: use a version that writes "
         f"format {stored or 'unknown'}, or drop the view and backfill it; nothing was changed"
     )
+
+
+OUTAGE_MS = 86_400_000
+"""For how long a worker may be down before states expire that it still needs, ms."""
+
+
+def time_to_live(keep: int, clock: int | None, now: int) -> int | None:
+    """How long a state must be kept (ms; None for ever) of a view with this `keep`: while a window can see it.
+
+    A stream that is behind gets what lies between its newest event, `clock`, and `now` on top; one that stops may be
+    down for `OUTAGE_MS` and go on as if it had not.
+    """
+    if keep >= ENDLESS:
+        return None
+    return OUTAGE_MS + keep + (max(0, now - clock) if clock is not None else 0)
 
 
 def check_commits(commits: Sequence[Commit]) -> None:

@@ -20,7 +20,6 @@ from featurestore.kernel import Inputs, Steps
 from featurestore.keys import encode_entity
 from featurestore.plan import Plan, compiled
 from featurestore.stores import OnlineStore, Request
-from featurestore.times import ENDLESS
 from serving.partitioners import key_text, partition_of
 
 Key: TypeAlias = tuple[str | int | bool | None, ...]
@@ -226,14 +225,7 @@ class _Work:
         return np.array([NO_ENTITY if entity is None else next(numbers) for entity in self._entities], np.int64)
 
     def _statuses(self, numbers: NDArray[np.int64], ages: NDArray[np.int64]) -> list[str]:
-        longest = _max_age(self._plan.view)
         return [
-            NOT_FOUND if number not in self._found else OUTSIDE_MAX_AGE if age > longest else PRESENT
+            NOT_FOUND if number not in self._found else OUTSIDE_MAX_AGE if age > self._plan.view.keep else PRESENT
             for number, age in zip(numbers.tolist(), ages.tolist(), strict=True)
         ]
-
-
-def _max_age(view: View) -> int:
-    """How long (ms) after its newest event an entity's state is kept."""
-    longest = max(feature.window.length for feature in view.stored if feature.window is not None)
-    return ENDLESS if longest >= ENDLESS else longest + view.source.lateness_ms

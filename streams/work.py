@@ -16,14 +16,10 @@ from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
 from featurestore.errors import StateError
 from featurestore.flow import Flow, Read, ViewOutput, from_offsets
-from featurestore.stores import Commit, Position, Request
-from featurestore.times import ENDLESS
+from featurestore.stores import Commit, Position, Request, time_to_live
 from streams.messages import Message, Record, feature_messages, late, prediction_messages, rejected
 from streams.processor import Processor
 from streams.stats import Stats
-
-OUTAGE_MS = 86_400_000
-"""For how long a worker may be down before states expire that it still needs, ms."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +155,7 @@ class Work:
                 change = changes.get((key, partition[1]))
                 entities, blobs = (change.entities, change.blobs) if change is not None else ([], [])
                 clock = self._flow.states[key].clock(partition[1])
-                ttl = _ttl(self._flow.views[key], clock, now)
+                ttl = time_to_live(self._flow.views[key].keep, clock, now)
                 first = (key, partition) in new
                 yield Commit(key, *partition, self._owner, start, end, clock or 0, entities, blobs, ttl, first)
 
@@ -247,14 +243,3 @@ def _span(chunk: Chunk, partition: Partition, before: int | None) -> tuple[int, 
     """What of the chunk's span is new to one that has come as far as `before`."""
     start, end = chunk.spans[partition]
     return (start if before is None else max(start, before)), end
-
-
-def _ttl(view: View, clock: int | None, now: int) -> int | None:
-    """How long a state must be kept (ms): while a window can see it.
-
-    A stream that lags gets its lag on top, and one that stops may be down for `OUTAGE_MS` and go on as if it had not.
-    """
-    longest = max((f.window.length for f in view.stored if f.window is not None), default=0)
-    if longest >= ENDLESS:
-        return None
-    return OUTAGE_MS + longest + view.source.lateness_ms + (max(0, now - clock) if clock is not None else 0)

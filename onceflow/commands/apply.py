@@ -12,7 +12,7 @@ import typer
 from featurestore.definitions import View
 from featurestore.registry import Change, Registry
 from onceflow import modules, settings
-from onceflow.commands.check import state_bytes
+from onceflow.commands.check import state_size
 
 
 def run(*, module: str, json: bool) -> None:
@@ -49,7 +49,7 @@ def _cost(change: Change, view: View | None, before: str | None) -> str:
     if before == view.fingerprint:
         return "nothing: the state is the same"
     return (
-        f"a new state, at most {state_bytes(view):,} bytes an entity and partition; it starts empty, unless filled by: "
+        f"a new state, {state_size(view)} an entity and partition; it starts empty, unless filled by: "
         f"onceflow backfill --view {view.name} --events <archive of {view.source.name}> --online"
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from featurestore.aggregates import Window
 from featurestore.definitions import Feature, View
 from featurestore.plan import compiled
 from featurestore.sources import Source
@@ -28,9 +29,16 @@ def run(*, module: str, json: bool) -> None:
     typer.echo(codec.dumps(described) if json else _text(described))
 
 
-def state_bytes(view: View) -> int:
-    """The most bytes that one entity's state can take on one partition."""
-    return compiled(view).state_words * 8
+def state_bytes(view: View) -> int | None:
+    """The most bytes that one entity's state can take on one partition; None where it keeps events, or sessions."""
+    words = compiled(view).state_words
+    return None if words is None else words * 8
+
+
+def state_size(view: View) -> str:
+    """The same in words."""
+    size = state_bytes(view)
+    return "as many bytes as its windows hold events" if size is None else f"at most {size:,} bytes"
 
 
 def span(milliseconds: int) -> str:
@@ -61,6 +69,7 @@ def _view(view: View) -> dict[str, Any]:
         "entity": list(view.entity.keys),
         "source": view.source.name,
         "state_bytes_per_entity": state_bytes(view),
+        "state_size": state_size(view),
         "features": [_feature(feature) for feature in view.features.values()],
     }
 
@@ -75,9 +84,22 @@ def _feature(feature: Feature) -> dict[str, Any]:
         "column": feature.aggregate.column,
         "filtered": feature.aggregate.where is not None,
         "window": feature.window.label,
-        "tile": span(feature.window.hop),
-        "tiles": 1 if feature.window.length >= ENDLESS else -(-feature.window.length // feature.window.hop) + 1,
+        "over": _over(feature.window),
     }
+
+
+def _over(window: Window) -> str:
+    """What the window covers, in words."""
+    if window.kind == "last":
+        return f"the last {window.length} events"
+    if window.kind == "session":
+        return f"the session, which ends after {span(window.length)} without events"
+    if window.length >= ENDLESS:
+        return "all time"
+    late = f", until {span(window.delay)} ago" if window.delay else ""
+    if window.kind == "exact":
+        return f"{span(window.length)} to the millisecond{late}"
+    return f"{span(window.length)} in {-(-window.length // window.hop) + 1} tiles of {span(window.hop)}{late}"
 
 
 def _service(service: Service) -> dict[str, Any]:
@@ -100,7 +122,7 @@ def _text(described: dict[str, Any]) -> str:
     for view in described["views"]:
         entity = ", ".join(view["entity"])
         lines += ["", f"view {view['name']} v{view['version']} @{view['fingerprint']}: {entity} from {view['source']}"]
-        lines += [f"  at most {view['state_bytes_per_entity']:,} bytes of state an entity and partition"]
+        lines += [f"  {view['state_size']} of state an entity and partition"]
         lines += [f"  {_feature_text(feature)}" for feature in view["features"]]
     for service in described["services"]:
         label = service["label"]
@@ -117,9 +139,4 @@ def _feature_text(feature: dict[str, Any]) -> str:
     if feature["aggregate"] == "derived":
         return f"{head} derived"
     where = " where ..." if feature["filtered"] else ""
-    over = (
-        "all time"
-        if feature["window"] == "lifetime"
-        else f"{feature['window']} in {feature['tiles']} tiles of {feature['tile']}"
-    )
-    return f"{head} {feature['aggregate']}({feature['column']}){where} over {over}"
+    return f"{head} {feature['aggregate']}({feature['column']}){where} over {feature['over']}"

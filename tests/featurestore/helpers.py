@@ -74,8 +74,8 @@ def values_of(plan, results, step):
     out = {}
     for j, feature in enumerate(plan.outputs):
         cells = results.reals if feature.type == "float" else results.words
-        value = cells[step, j].item()
-        out[feature.name] = (bool(value) if feature.type == "bool" else value) if results.valid[step, j] else None
+        value = cells[j, step].item()
+        out[feature.name] = (bool(value) if feature.type == "bool" else value) if results.valid[j, step] else None
     return out
 
 

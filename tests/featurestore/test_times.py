@@ -57,15 +57,15 @@ def test_the_default_hops_are_the_documented_ones():
 )
 def test_a_window_gets_the_largest_hop_not_above_a_48th(length, hop):
     assert default_hop(milliseconds(length)) == hop
-    assert window(length) == Window(length, milliseconds(length), hop)
+    assert window(length) == Window(length, "tiles", milliseconds(length), hop)
 
 
 def test_a_window_may_name_its_hop():
-    assert window("1h", hop="7m") == Window("1h", HOUR, 7 * MINUTE)
+    assert window("1h", hop="7m") == Window("1h", "tiles", HOUR, 7 * MINUTE)
 
 
 def test_a_window_without_end_has_one_tile():
-    assert window("lifetime") == Window("lifetime", ENDLESS, ENDLESS)
+    assert window("lifetime") == Window("lifetime", "tiles", ENDLESS, ENDLESS)
     assert first_tile(0, ENDLESS, ENDLESS) == -1  # events before 1970 too
 
 

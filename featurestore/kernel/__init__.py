@@ -1,0 +1,28 @@
+"""The compiled kernel: events fold into tiles, tiles merge into windows, windows finish into features.
+
+One kernel serves stream and batch. It works on plain arrays, in the order it is given, and never subtracts a value to
+expire it: a tile out of every window is dropped whole.
+"""
+
+from featurestore.kernel.blobs import encode, is_sound, load, sizes_of, take_dirty
+from featurestore.kernel.layout import FOLDED, FORMAT, HEAD, KEYLESS, LATE, OVERFLOW, Inputs, Results, Steps
+from featurestore.kernel.run import run, sort_out
+
+__all__ = [
+    "FOLDED",
+    "FORMAT",
+    "HEAD",
+    "KEYLESS",
+    "LATE",
+    "OVERFLOW",
+    "Inputs",
+    "Results",
+    "Steps",
+    "encode",
+    "is_sound",
+    "load",
+    "run",
+    "sizes_of",
+    "sort_out",
+    "take_dirty",
+]

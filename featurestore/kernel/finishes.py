@@ -1,0 +1,144 @@
+"""Finishes: how a feature comes out of what its window was merged to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.kernel.layout import (
+    CODE,
+    OUT_N,
+    OUT_PARAMETER,
+    OUT_WORD,
+    OUTPUT,
+    TWO_TO_64,
+    Results,
+    compiled,
+    inlined,
+)
+
+if TYPE_CHECKING:
+    from featurestore.kernel.layout import Reals, Words
+
+COUNT, TOTAL_FLOAT, TOTAL_INT, MEAN_FLOAT, MEAN_INT, VALUE, STD, VAR, TIMED_VALUE, SINCE = range(10)
+SKEW, KURTOSIS, RATE_COUNT, RATE_FLOAT, RATE_INT, DECAYED, SLOPE, CORR = range(10, 18)
+BUNDLE_FLOAT, BUNDLE_INT = 18, 19
+
+#: What a bundle may write of one STATS primitive, by its column after OUTPUT; -1 there for what nobody wants.
+BUNDLED = ("count", "sum", "mean", "min", "max", "std", "var")
+
+
+@inlined
+def _bundle(words: Words, reals: Reals, out: int, w: int, results: Results, step: int) -> None:
+    """Write the outputs of a STATS primitive at once."""
+    n, whole = words[w], words[out + CODE] == BUNDLE_INT
+    j = words[out + OUTPUT]
+    if j >= 0:
+        results.words[j, step] = n
+    total = words[w + 1] + words[w + 2] * TWO_TO_64 if whole else reals[w + 1] + reals[w + 2]
+    j = words[out + OUTPUT + 1]
+    if j >= 0:
+        if whole:
+            results.words[j, step] = words[w + 1]
+            if words[w + 2] != 0:
+                results.valid[j, step] = False
+        else:
+            results.reals[j, step] = total
+    j = words[out + OUTPUT + 2]
+    if j >= 0:
+        results.reals[j, step] = total / n if n else 0.0
+        if n == 0:
+            results.valid[j, step] = False
+    for i in range(3, 5):
+        j = words[out + OUTPUT + i]
+        if j >= 0:
+            results.words[j, step] = words[w + i]
+            if n == 0:
+                results.valid[j, step] = False
+    if n < 2:
+        for i in range(5, 7):
+            j = words[out + OUTPUT + i]
+            if j >= 0:
+                results.reals[j, step] = 0.0
+                results.valid[j, step] = False
+    else:
+        variance = reals[w + 6] / (n - 1)
+        j = words[out + OUTPUT + 5]
+        if j >= 0:
+            results.reals[j, step] = np.sqrt(variance)
+        j = words[out + OUTPUT + 6]
+        if j >= 0:
+            results.reals[j, step] = variance
+
+
+@inlined
+def finish_out(words: Words, reals: Reals, out: int, at: int, as_of: int, results: Results, step: int) -> None:
+    """Write what row `out` of the outs says of a step, from the accumulator at `at`."""
+    code = words[out + CODE]
+    if code >= BUNDLE_FLOAT:
+        _bundle(words, reals, out, at + words[out + OUT_WORD], results, step)
+    elif code == COUNT:
+        results.words[words[out + OUTPUT], step] = words[at + words[out + OUT_N]]
+    else:
+        _finish_one(words, reals, out, at, as_of, results, step)
+
+
+@compiled
+def _finish_one(words: Words, reals: Reals, out: int, at: int, as_of: int, results: Results, step: int) -> None:
+    j, w, n = words[out + OUTPUT], at + words[out + OUT_WORD], words[at + words[out + OUT_N]]
+    code, valid, parameter = words[out + CODE], True, reals[out + OUT_PARAMETER]
+    if code == TOTAL_FLOAT:
+        results.reals[j, step] = reals[w] + reals[w + 1]
+    elif code == TOTAL_INT:
+        valid = words[w + 1] == 0
+        results.words[j, step] = words[w]
+    elif code == STD:
+        valid = n > 1
+        results.reals[j, step] = np.sqrt(reals[w + 1] / (n - 1)) if valid else 0.0
+    elif code == VAR:
+        valid = n > 1
+        results.reals[j, step] = reals[w + 1] / (n - 1) if valid else 0.0
+    elif code == RATE_COUNT:
+        results.reals[j, step] = n / parameter
+    elif code == RATE_FLOAT:
+        results.reals[j, step] = (reals[w] + reals[w + 1]) / parameter
+    elif code == RATE_INT:
+        total = words[w] + words[w + 1] * TWO_TO_64
+        results.reals[j, step] = total / parameter
+    elif code == DECAYED:
+        age = (words[w] - as_of) / parameter
+        results.reals[j, step] = reals[w + 1] * np.exp2(age) if n else 0.0
+    elif n == 0:
+        valid = False
+        results.words[j, step] = 0
+    elif code == VALUE:
+        results.words[j, step] = words[w]
+    elif code == MEAN_FLOAT:
+        results.reals[j, step] = (reals[w] + reals[w + 1]) / n
+    elif code == MEAN_INT:
+        results.reals[j, step] = (words[w] + words[w + 1] * TWO_TO_64) / n
+    elif code == TIMED_VALUE:
+        results.words[j, step] = words[w + 1]
+    elif code == SINCE:
+        results.words[j, step] = as_of - words[w]
+    else:
+        valid = _shape(code, w, n, reals, results, j, step)
+    if not valid:
+        results.valid[j, step] = False
+
+
+@inlined
+def _shape(code: int, w: int, n: int, reals: Reals, results: Results, j: int, step: int) -> bool:
+    """Skewness and excess kurtosis of the values themselves (no correction for samples); slope; correlation."""
+    value = np.nan
+    if code == SKEW:
+        value = reals[w + 2] / n / (reals[w + 1] / n) ** 1.5 if reals[w + 1] > 0 else np.nan
+    elif code == KURTOSIS:
+        value = reals[w + 3] * n / (reals[w + 1] * reals[w + 1]) - 3 if reals[w + 1] > 0 else np.nan
+    elif code == SLOPE:
+        value = 1000 * reals[w + 3] / reals[w + 2] if reals[w + 2] > 0 else np.nan  # a second
+    elif reals[w + 2] > 0 and reals[w + 3] > 0:
+        value = min(max(reals[w + 4] / np.sqrt(reals[w + 2]) / np.sqrt(reals[w + 3]), -1.0), 1.0)
+    results.reals[j, step] = value if np.isfinite(value) else 0.0
+    return bool(np.isfinite(value))

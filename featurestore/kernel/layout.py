@@ -1,0 +1,113 @@
+"""How everything lies in one memory of words.
+
+The kernel knows one array, seen as integers (`words`) and as floats (`reals`), so that each keeps its own bits. Plan,
+slots, tiles and caches are records in it: a record's address is the index of its first word, and the names below are
+distances from there. So a call hands over two arrays and a few numbers, and memory grows by copying one array.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+from numba import njit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Words = NDArray[np.int64]
+    Reals = NDArray[np.float64]
+
+#: Version of an encoded state; its first words are the format and the number of runs, the newest time, the last offset.
+FORMAT = 3
+HEAD = 3
+
+# Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.
+compiled = njit(nogil=True, error_model="numpy", _nrt=False)
+inlined = njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)
+
+
+def entry(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile what is called from Python, and keep it on disk.
+
+    Numba's cache looks only at the file of the function itself, and would run what was compiled from another file's
+    older text. So the text of the whole kernel is made part of the name by which the cache knows the function.
+    """
+    folder = Path(__file__).parent
+    text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    function.__qualname__ += f"_{hashlib.sha256(text).hexdigest()[:12]}"
+    return njit(cache=True, nogil=True, error_model="numpy")(function)
+
+
+INT_MAX = np.iinfo(np.int64).max
+INT_MIN = np.iinfo(np.int64).min
+TWO_TO_64 = 2.0**64
+# Numba compiles a function anew for each literal that it is called with; these are no literals to it.
+ZERO, NONE = cast("int", np.int64(0)), cast("int", np.int64(-1))
+
+#: What became of an event: folded; too late for every window; quarantined, since an integer sum would overflow; left
+#: out of the view, since its entity key is null.
+FOLDED, LATE, OVERFLOW, KEYLESS = range(4)
+# And before: a step to do, and one that begins a chain of them.
+PENDING, CHAINED = -1, -2
+
+# Kinds of tracks. TILES hold what the events of a stretch of time add up to; EVENTS keeps them as they are, LATEST the
+# newest ones whatever their age; SESSIONS are tiles with edges of their own.
+TILES, EVENTS, LATEST, SESSIONS = range(4)
+
+# The first words: where the plan's records lie and what they need; then what changes.
+TRACKS, TRACKS_END, GROUPS, GROUPS_END, OUTPUTS, HEAD_WORDS, CACHE_WORDS, CACHE_FREE = range(8)
+SCRATCH, ACC_MOST, PARTITIONS, CLOCKS, SIZES, LATENESS, KEEPS, RESERVE, CHECKS = range(8, 17)
+USED, DIRTY_FIRST, LONGEST, WANTED, PLAN_WORDS = range(17, 22)
+
+#: Sizes of rooms, at most.
+CLASSES = 63
+
+# A track; ACC: words of an accumulator, STRIDE: of a tile or of an event's record; FIRST_LANE: where the numbers of the
+# record's lanes lie; RUN: where a slot's head tells of its run; FREE: room for runs, by size class, chained.
+KIND, HOP, KEEP, STRIDE, FIRST_OP, END_OP, ACC, LIMIT, FIRST_LANE, LANES, RUN, FREE = range(12)
+TRACK_WORDS = FREE + CLASSES
+# An op: a primitive of a lane; WORD, N_WORD: where it and the lane's count lie in a tile; PLACE: of the lane in a
+# record.
+CODE, LANE, WORD, N_WORD, SIZE, PLACE, PARAMETER, OP_WORDS = range(8)
+# A group: a window of a track; CACHED: where a slot's cache tells of it; BLOCK: its length in tiles, or in ms.
+TRACK, LENGTH, DELAY, FIRST_OUT, END_OUT, CACHED, BLOCK, SUMS_FREE = range(8)
+GROUP_WORDS = SUMS_FREE + CLASSES
+# An out, after its CODE; OUTPUT: the number of the first output.
+OUT_WORD, OUT_N, OUT_PARAMETER, OUTPUT = range(1, 5)
+OUT_WORDS = OUTPUT + 7
+
+# A slot's head: one entity on one partition; then by track the address of its run, and count << 6 | size class + 1.
+NEWEST, LAST_OFFSET, ENTITY, PARTITION, DIRTY_NEXT, CACHE, RUNS = range(7)
+CLASS_BITS = 6
+
+
+class Steps(NamedTuple):
+    """What to do, in order: fold event `row` of the inputs, or (row -1) read the entity as of the time."""
+
+    row: NDArray[np.int64]
+    entity: NDArray[np.int64]
+    partition: NDArray[np.int64]
+    time: NDArray[np.int64]
+    offset: NDArray[np.int64]  # ascending by partition: an event that its entity's state holds already is not folded
+
+
+class Inputs(NamedTuple):
+    """Values of each lane by event; `reals` is the same memory as `words`. Invalid ones are skipped."""
+
+    words: NDArray[np.int64]  # [lane, row]
+    reals: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+
+
+class Results(NamedTuple):
+    """What came out, by step: feature values (two views of one memory), whether they are there, time, event status."""
+
+    words: NDArray[np.int64]  # [output, step]
+    reals: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+    effective: NDArray[np.int64]
+    status: NDArray[np.int8]

@@ -1,0 +1,269 @@
+"""Primitives: what a tile keeps of a lane, as an algebra of three compiled functions: add, merge, finish.
+
+Sums of floats are compensated after Neumaier, ZAMM 54 (1974); moments follow Welford, Technometrics 4 (1962), and
+merge after Chan, Golub and LeVeque, COMPSTAT (1982); those of third and fourth order and co-moments follow Pebay,
+Sandia report SAND2008-6212 (2008). Nothing is ever subtracted to expire it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.kernel.layout import CODE, INT_MAX, INT_MIN, N_WORD, PARAMETER, SIZE, WORD, ZERO, inlined
+
+if TYPE_CHECKING:
+    from featurestore.kernel.layout import Reals, Words
+
+# Those that count (STATS_FLOAT, STATS_INT, N) come last of a lane: the others ask the count whether they are first.
+SUM_FLOAT, SUM_INT, MIN_FLOAT, MIN_INT, MAX_FLOAT, MAX_INT, MOMENTS_FLOAT, MOMENTS_INT = range(8)
+MOMENTS4_FLOAT, MOMENTS4_INT, FIRST, LAST, DECAY_FLOAT, DECAY_INT, TREND_FLOAT, TREND_INT, PAIR = range(8, 17)
+STATS_FLOAT, STATS_INT, N = range(17, 20)
+
+#: Words that a primitive takes in a tile.
+#: SUM_FLOAT: sum, compensation. SUM_INT: sum, how often it wrapped. MOMENTS: mean, sum of squares about it; MOMENTS4:
+#: and of cubes, and of fourth powers. FIRST, LAST: time, value. DECAY: time, sum as of then. TREND: means of time and
+#: value, squares of time, products. PAIR: two means, two sums of squares, products. STATS_FLOAT: count, sum,
+#: compensation, min, max, mean, squares. STATS_INT: count, sum, wraps, min, max, mean, squares. N: count.
+WORDS = {SUM_FLOAT: 2, SUM_INT: 2, MIN_FLOAT: 1, MIN_INT: 1, MAX_FLOAT: 1, MAX_INT: 1, MOMENTS_FLOAT: 2, MOMENTS_INT: 2}
+WORDS |= {MOMENTS4_FLOAT: 4, MOMENTS4_INT: 4, FIRST: 2, LAST: 2, DECAY_FLOAT: 2, DECAY_INT: 2}
+WORDS |= {TREND_FLOAT: 4, TREND_INT: 4, PAIR: 5, STATS_FLOAT: 7, STATS_INT: 7, N: 1}
+
+
+@inlined
+def add_real(reals: Reals, w: int, value: float) -> None:
+    """Add to a compensated sum."""
+    total = reals[w] + value
+    if np.isfinite(total):
+        if abs(reals[w]) >= abs(value):
+            reals[w + 1] += (reals[w] - total) + value
+        else:
+            reals[w + 1] += (value - total) + reals[w]
+    reals[w] = total
+
+
+@inlined
+def overflows(a: int, b: int) -> bool:
+    """Whether a + b leaves int64."""
+    return (b > 0 and a > INT_MAX - b) or (b < 0 and a < INT_MIN - b)
+
+
+@inlined
+def add_int(words: Words, w: int, value: int, wraps: int) -> None:
+    """Add to an integer sum that knows how often it wrapped: 0 in the end means that the sum is right."""
+    if overflows(words[w], value):
+        words[w + 1] += 1 if value > 0 else -1
+    words[w] += value
+    words[w + 1] += wraps
+
+
+@inlined
+def add_moments(reals: Reals, w: int, n: int, value: float) -> None:
+    """Add the n-th value to a mean and the sum of squares about it."""
+    delta = value - reals[w]
+    reals[w] += delta / n
+    reals[w + 1] += delta * (value - reals[w])
+
+
+@inlined
+def merge_moments(reals: Reals, a: int, b: int, na: int, nb: int) -> None:
+    """Merge mean and squares at b into those at a; neither is empty."""
+    delta, n = reals[b] - reals[a], na + nb
+    reals[a] += delta * nb / n
+    reals[a + 1] += reals[b + 1] + delta * delta * (na * (nb / n))
+
+
+@inlined
+def _add_moments4(reals: Reals, w: int, n: int, value: float) -> None:
+    delta = value - reals[w]
+    part = delta / n
+    square, term = part * part, delta * part * (n - 1)
+    reals[w] += part
+    reals[w + 3] += term * square * (n * n - 3 * n + 3) + 6 * square * reals[w + 1] - 4 * part * reals[w + 2]
+    reals[w + 2] += term * part * (n - 2) - 3 * part * reals[w + 1]
+    reals[w + 1] += term
+
+
+@inlined
+def _merge_moments4(reals: Reals, a: int, b: int, na: float, nb: float) -> None:
+    n = na + nb
+    delta = reals[b] - reals[a]
+    part = delta / n
+    square = part * part
+    reals[a + 3] += (
+        reals[b + 3]
+        + delta * part * square * na * nb * (na * na - na * nb + nb * nb)
+        + 6 * square * (na * na * reals[b + 1] + nb * nb * reals[a + 1])
+        + 4 * part * (na * reals[b + 2] - nb * reals[a + 2])
+    )
+    reals[a + 2] += (
+        reals[b + 2] + delta * square * na * nb * (na - nb) + 3 * part * (na * reals[b + 1] - nb * reals[a + 1])
+    )
+    reals[a + 1] += reals[b + 1] + delta * part * na * nb
+    reals[a] += part * nb
+
+
+@inlined
+def _add_pair(reals: Reals, w: int, n: int, x: float, y: float) -> None:
+    dx, dy = x - reals[w], y - reals[w + 1]
+    reals[w] += dx / n
+    reals[w + 1] += dy / n
+    reals[w + 2] += dx * (x - reals[w])
+    reals[w + 3] += dy * (y - reals[w + 1])
+    reals[w + 4] += dx * (y - reals[w + 1])
+
+
+@inlined
+def _merge_pair(reals: Reals, a: int, b: int, na: float, nb: float) -> None:
+    n = na + nb
+    dx, dy, both = reals[b] - reals[a], reals[b + 1] - reals[a + 1], na * (nb / n)
+    reals[a] += dx * nb / n
+    reals[a + 1] += dy * nb / n
+    reals[a + 2] += reals[b + 2] + dx * dx * both
+    reals[a + 3] += reals[b + 3] + dy * dy * both
+    reals[a + 4] += reals[b + 4] + dx * dy * both
+
+
+@inlined
+def _add_trend(reals: Reals, w: int, n: int, time: float, value: float) -> None:
+    dt = time - reals[w]
+    reals[w] += dt / n
+    reals[w + 1] += (value - reals[w + 1]) / n
+    reals[w + 2] += dt * (time - reals[w])
+    reals[w + 3] += dt * (value - reals[w + 1])
+
+
+@inlined
+def _merge_trend(reals: Reals, a: int, b: int, na: float, nb: float) -> None:
+    n = na + nb
+    dt, dx, both = reals[b] - reals[a], reals[b + 1] - reals[a + 1], na * (nb / n)
+    reals[a] += dt * nb / n
+    reals[a + 1] += dx * nb / n
+    reals[a + 2] += reals[b + 2] + dt * dt * both
+    reals[a + 3] += reals[b + 3] + dt * dx * both
+
+
+@inlined
+def _decay(words: Words, reals: Reals, w: int, time: int, value: float, half_life: float, empty: bool) -> None:
+    """Add a value as of a time to a decaying sum, which is kept as of the newest time."""
+    if empty:
+        words[w], reals[w + 1] = time, value
+    elif time >= words[w]:
+        reals[w + 1] = reals[w + 1] * np.exp2((words[w] - time) / half_life) + value
+        words[w] = time
+    else:
+        reals[w + 1] += value * np.exp2((time - words[w]) / half_life)
+
+
+@inlined
+def add_one(words: Words, reals: Reals, o: int, at: int, time: int, whole: int, real: float, other: float) -> None:
+    """Fold one valid value of an op's lane into the tile at `at`; `other` is the value of a pair's second lane."""
+    op, w, n = words[o + CODE], at + words[o + WORD], words[at + words[o + N_WORD]]
+    if op == STATS_FLOAT:
+        words[w] = n + 1
+        add_real(reals, w + 1, real)
+        if n == 0:
+            reals[w + 3] = reals[w + 4] = real
+        else:
+            reals[w + 3] = min(reals[w + 3], real)
+            reals[w + 4] = max(reals[w + 4], real)
+        add_moments(reals, w + 5, n + 1, real)
+    elif op == N:
+        words[w] = n + 1
+    elif op == SUM_FLOAT:
+        add_real(reals, w, real)
+    elif op == SUM_INT:
+        add_int(words, w, whole, ZERO)
+    elif op == MIN_FLOAT:
+        reals[w] = real if n == 0 else min(reals[w], real)
+    elif op == MAX_FLOAT:
+        reals[w] = real if n == 0 else max(reals[w], real)
+    elif op == MIN_INT:
+        words[w] = whole if n == 0 else min(words[w], whole)
+    elif op == MAX_INT:
+        words[w] = whole if n == 0 else max(words[w], whole)
+    elif op == MOMENTS_FLOAT:
+        add_moments(reals, w, n + 1, real)
+    elif op == MOMENTS_INT:
+        add_moments(reals, w, n + 1, float(whole))
+    elif op == STATS_INT:
+        words[w] = n + 1
+        add_int(words, w + 1, whole, ZERO)
+        if n == 0:
+            words[w + 3] = words[w + 4] = whole
+        else:
+            words[w + 3] = min(words[w + 3], whole)
+            words[w + 4] = max(words[w + 4], whole)
+        add_moments(reals, w + 5, n + 1, float(whole))
+    elif op == FIRST:
+        if n == 0 or time < words[w]:
+            words[w], words[w + 1] = time, whole
+    elif op == LAST:
+        if n == 0 or time >= words[w]:
+            words[w], words[w + 1] = time, whole
+    elif op in (MOMENTS4_FLOAT, MOMENTS4_INT):
+        _add_moments4(reals, w, n + 1, real if op == MOMENTS4_FLOAT else float(whole))
+    elif op in (DECAY_FLOAT, DECAY_INT):
+        value = real if op == DECAY_FLOAT else float(whole)
+        _decay(words, reals, w, time, value, reals[o + PARAMETER], n == 0)
+    elif op in (TREND_FLOAT, TREND_INT):
+        _add_trend(reals, w, n + 1, float(time), real if op == TREND_FLOAT else float(whole))
+    else:
+        _add_pair(reals, w, n + 1, real, other)
+
+
+@inlined
+def merge_one(words: Words, reals: Reals, o: int, to: int, tile: int) -> None:
+    """Merge an op's primitive of a tile into the accumulator at `to`, whose events come before the tile's."""
+    op, a, b = words[o + CODE], to + words[o + WORD], tile + words[o + WORD]
+    na, nb = words[to + words[o + N_WORD]], words[tile + words[o + N_WORD]]
+    if nb == 0:
+        return
+    if na == 0:
+        for i in range(words[o + SIZE]):
+            words[a + i] = words[b + i]
+    elif op == STATS_FLOAT:
+        words[a] = na + nb
+        add_real(reals, a + 1, reals[b + 1])
+        reals[a + 2] += reals[b + 2]
+        reals[a + 3] = min(reals[a + 3], reals[b + 3])
+        reals[a + 4] = max(reals[a + 4], reals[b + 4])
+        merge_moments(reals, a + 5, b + 5, na, nb)
+    elif op == N:
+        words[a] = na + nb
+    elif op == SUM_FLOAT:
+        add_real(reals, a, reals[b])
+        reals[a + 1] += reals[b + 1]
+    elif op == SUM_INT:
+        add_int(words, a, words[b], words[b + 1])
+    elif op == MIN_FLOAT:
+        reals[a] = min(reals[a], reals[b])
+    elif op == MAX_FLOAT:
+        reals[a] = max(reals[a], reals[b])
+    elif op == MIN_INT:
+        words[a] = min(words[a], words[b])
+    elif op == MAX_INT:
+        words[a] = max(words[a], words[b])
+    elif op in (MOMENTS_FLOAT, MOMENTS_INT):
+        merge_moments(reals, a, b, na, nb)
+    elif op == STATS_INT:
+        words[a] = na + nb
+        add_int(words, a + 1, words[b + 1], words[b + 2])
+        words[a + 3] = min(words[a + 3], words[b + 3])
+        words[a + 4] = max(words[a + 4], words[b + 4])
+        merge_moments(reals, a + 5, b + 5, na, nb)
+    elif op == FIRST:
+        if words[b] < words[a]:
+            words[a], words[a + 1] = words[b], words[b + 1]
+    elif op == LAST:
+        if words[b] >= words[a]:
+            words[a], words[a + 1] = words[b], words[b + 1]
+    elif op in (MOMENTS4_FLOAT, MOMENTS4_INT):
+        _merge_moments4(reals, a, b, float(na), float(nb))
+    elif op in (DECAY_FLOAT, DECAY_INT):
+        _decay(words, reals, a, words[b], reals[b + 1], reals[o + PARAMETER], na == 0)
+    elif op in (TREND_FLOAT, TREND_INT):
+        _merge_trend(reals, a, b, float(na), float(nb))
+    else:
+        _merge_pair(reals, a, b, float(na), float(nb))

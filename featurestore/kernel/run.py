@@ -1,0 +1,247 @@
+"""The loop: steps in order, each an event to fold or an entity to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from featurestore.kernel.finishes import finish_out
+from featurestore.kernel.folding import fold, forget, would_overflow
+from featurestore.kernel.layout import (
+    ACC_MOST,
+    CHAINED,
+    CHECKS,
+    CLOCKS,
+    DELAY,
+    DIRTY_FIRST,
+    DIRTY_NEXT,
+    END_OUT,
+    ENTITY,
+    EVENTS,
+    FIRST_OUT,
+    FOLDED,
+    GROUP_WORDS,
+    GROUPS,
+    GROUPS_END,
+    HEAD_WORDS,
+    HOP,
+    INT_MIN,
+    KEEP,
+    KEEPS,
+    KEYLESS,
+    KIND,
+    LAST_OFFSET,
+    LATE,
+    LATENESS,
+    LATEST,
+    LONGEST,
+    NEWEST,
+    NONE,
+    OUT_WORDS,
+    OVERFLOW,
+    PARTITION,
+    PARTITIONS,
+    PENDING,
+    RESERVE,
+    SCRATCH,
+    SESSIONS,
+    TRACK,
+    TRACK_WORDS,
+    TRACKS,
+    TRACKS_END,
+    USED,
+    WANTED,
+    ZERO,
+    Inputs,
+    Results,
+    Steps,
+    compiled,
+    entry,
+    inlined,
+)
+from featurestore.kernel.windows import gathered, window
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from featurestore.kernel.layout import Reals, Words
+
+
+@compiled
+def new_slot(words: Words, entity: int, partition: int) -> int:
+    """Address of the head of a new slot, which holds nothing."""
+    h = words[USED]
+    words[USED] += words[HEAD_WORDS]
+    for i in range(words[HEAD_WORDS]):
+        words[h + i] = 0
+    words[h + NEWEST], words[h + LAST_OFFSET], words[h + DIRTY_NEXT] = INT_MIN, INT_MIN, -1
+    words[h + ENTITY], words[h + PARTITION] = entity, partition
+    return h
+
+
+@compiled
+def _is_late(words: Words, time: int, limit: int) -> bool:
+    """Whether an event is too old for every window as of `limit`."""
+    for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
+        kind, hop, keep = words[t + KIND], words[t + HOP], words[t + KEEP]
+        if kind == LATEST:
+            return False
+        if kind == SESSIONS:
+            if time >= limit - hop:
+                return False
+        elif kind == EVENTS:
+            if time > limit - keep:
+                return False
+        elif time // hop >= (limit - keep + 1) // hop:
+            return False
+    return True
+
+
+@inlined
+def _finish(
+    words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, as_of: int, results: Results, step: int
+) -> None:
+    """Write the entity's features as of `as_of`, or of its newest event when that is later; nulls for no entity."""
+    effective, only, found = as_of, ZERO, 0
+    if entity < 0:
+        _nothing(results, step)
+        results.effective[step] = effective
+        return
+    for p in range(words[PARTITIONS]):
+        h = slots[entity, p]
+        if h:
+            effective, only, found = max(effective, words[h + NEWEST]), h, found + 1
+    results.effective[step] = effective
+    for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
+        if found == 1 and words[words[g + TRACK] + KIND] != LATEST:
+            base = window(words, reals, only, g, effective, words[SCRATCH])
+        else:
+            base = gathered(words, reals, slots, entity, g, effective)
+        if base == 0:
+            base = words[SCRATCH] + 2 * words[ACC_MOST]  # always empty
+        for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
+            finish_out(words, reals, out, base, effective - words[g + DELAY], results, step)
+
+
+@compiled
+def _nothing(results: Results, step: int) -> None:
+    """Say that the step has no features."""
+    for j in range(results.words.shape[0]):
+        results.words[j, step] = 0
+        results.valid[j, step] = False
+
+
+@compiled
+def _mark(words: Words, h: int) -> None:
+    """Put a slot on the list of those that were written to."""
+    words[h + DIRTY_NEXT] = words[DIRTY_FIRST]
+    words[DIRTY_FIRST] = h
+
+
+@inlined
+def _fold_step(words: Words, reals: Reals, slots: NDArray[np.int64], steps: Steps, inputs: Inputs, i: int) -> int:
+    """Fold the event of step `i`; what became of it."""
+    entity, partition, time = steps.entity[i], steps.partition[i], steps.time[i]
+    h = slots[entity, partition]
+    if h == 0:
+        h = slots[entity, partition] = new_slot(words, entity, partition)
+    if steps.offset[i] > words[h + LAST_OFFSET]:
+        newest = max(words[h + NEWEST], time)
+        if words[CHECKS] and would_overflow(words, inputs, h, steps.row[i], time, newest):
+            return OVERFLOW
+        if time < words[h + NEWEST]:
+            forget(words, h)  # it may fall into a closed tile
+        words[h + NEWEST], words[h + LAST_OFFSET] = newest, steps.offset[i]
+        if words[h + DIRTY_NEXT] < 0:
+            _mark(words, h)
+        fold(words, reals, inputs, h, steps.row[i], time, newest)
+    return FOLDED
+
+
+@entry
+def sort_out(words: Words, steps: Steps, results: Results, emit: bool) -> None:
+    """Move the partitions' clocks, and say in the results' status which steps are LATE, KEYLESS or still PENDING."""
+    lateness, keeps = words[LATENESS], words[KEEPS]
+    for i in range(steps.row.shape[0]):
+        status = PENDING
+        if steps.row[i] >= 0:
+            time, clock = steps.time[i], words[CLOCKS] + steps.partition[i]
+            words[clock] = max(words[clock], time)
+            limit = words[clock] - lateness
+            if time <= limit - keeps and _is_late(words, time, limit):
+                status = LATE
+            elif steps.entity[i] < 0:
+                status = KEYLESS
+        results.status[i] = status
+        if status != PENDING and emit:
+            _nothing(results, i)
+
+
+@compiled
+def _chain(
+    steps: Steps, results: Results, begin: int, end: int, following: NDArray[np.int32], last: NDArray[np.int32]
+) -> None:
+    """Chain the pending steps of each entity, in order: `following` [step - begin] is the next one, -1 for none.
+
+    The first of a chain has the mark CHAINED in its status. `last`, by entity, is -1 before and after.
+    """
+    for i in range(begin, end):
+        following[i - begin] = -1
+        entity = steps.entity[i]
+        if results.status[i] not in (PENDING, CHAINED) or entity < 0:
+            continue
+        if last[entity] < 0:
+            results.status[i] = CHAINED
+        else:
+            following[last[entity]] = i - begin
+        last[entity] = i - begin
+    for i in range(begin, end):
+        if steps.entity[i] >= 0:
+            last[steps.entity[i]] = -1
+
+
+@entry
+def run(
+    words: Words,
+    reals: Reals,
+    slots: NDArray[np.int64],
+    steps: Steps,
+    inputs: Inputs,
+    results: Results,
+    begin: int,
+    end: int,
+    following: NDArray[np.int32],
+    last: NDArray[np.int32],
+    emit: bool,
+) -> bool:
+    """Do the PENDING steps from `begin` to `end`; False when memory must grow first: then call again.
+
+    `slots` are the addresses of heads by entity and partition, 0 for none. A folded event gets a row of results when
+    `emit` is set; a read always does. Entities do not know of each other: each one's steps are done together, in
+    order, while its state is at hand.
+    """
+    _chain(steps, results, begin, end, following, last)
+    room = words.shape[0] - words[RESERVE]
+    for first in range(begin, end):
+        if results.status[first] == PENDING and steps.entity[first] < 0:
+            results.status[first] = FOLDED
+            _finish(words, reals, slots, NONE, steps.time[first], results, first)
+        if results.status[first] != CHAINED:
+            continue
+        i = first
+        while i >= begin:
+            if words[USED] + 4 * words[LONGEST] > room or words[WANTED] > 0:
+                return False
+            status = FOLDED
+            if steps.row[i] >= 0:
+                status = _fold_step(words, reals, slots, steps, inputs, i)
+            results.status[i] = status
+            if status != FOLDED:
+                if emit:
+                    _nothing(results, i)
+            elif steps.row[i] < 0 or emit:
+                _finish(words, reals, slots, steps.entity[i], steps.time[i], results, i)
+            i = begin + following[i - begin]
+            if i >= begin:
+                results.status[i] = CHAINED  # should memory have to grow first, the chain goes on from here
+    return True

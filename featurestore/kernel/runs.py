@@ -1,0 +1,168 @@
+"""Runs: the sorted tiles, or records of events, of one slot in one track, in rooms of a few sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from featurestore.kernel.layout import (
+    CLASS_BITS,
+    FREE,
+    HOP,
+    KEEP,
+    KIND,
+    LONGEST,
+    RUN,
+    SIZES,
+    STRIDE,
+    TILES,
+    USED,
+    ZERO,
+    compiled,
+    inlined,
+)
+
+if TYPE_CHECKING:
+    from featurestore.kernel.layout import Words
+
+
+@inlined
+def start_of(words: Words, h: int, t: int) -> int:
+    """Address of the run of slot `h` in track `t`."""
+    return words[h + words[t + RUN]]
+
+
+@inlined
+def count_of(words: Words, h: int, t: int) -> int:
+    """How many tiles or records the run has."""
+    return words[h + words[t + RUN] + 1] >> CLASS_BITS
+
+
+@inlined
+def class_of(words: Words, h: int, t: int) -> int:
+    """Size class of the run, -1 when it has no room at all."""
+    return (words[h + words[t + RUN] + 1] & 63) - 1
+
+
+@inlined
+def set_count(words: Words, h: int, t: int, count: int) -> None:
+    """Say how many tiles or records the run has."""
+    at = h + words[t + RUN] + 1
+    words[at] = count << CLASS_BITS | words[at] & 63
+
+
+@compiled
+def place(words: Words, h: int, t: int, index: int) -> int:
+    """How many tiles of the run lie before `index`."""
+    start, stride, high = start_of(words, h, t), words[t + STRIDE], count_of(words, h, t)
+    if high == 0 or words[start + (high - 1) * stride] < index:
+        return high  # as is usual
+    low = ZERO
+    if words[t + KIND] == TILES:  # no two tiles have one index
+        low = max(low, high - 1 - (words[start + (high - 1) * stride] - index))
+        high = min(high, max(index - words[start], ZERO))
+    while low < high:
+        middle = (low + high) >> 1
+        if words[start + middle * stride] < index:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@compiled
+def take_room(words: Words, free: int, size_class: int, stride: int) -> int:
+    """Address of room for a run: freed before (`free` is the list), or new."""
+    start = words[free + size_class]
+    if start:
+        words[free + size_class] = words[start]
+    else:
+        start = words[USED]
+        words[USED] += words[words[SIZES] + size_class] * stride
+    return start
+
+
+@compiled
+def free_room(words: Words, free: int, size_class: int, start: int) -> None:
+    """Keep room for the next run of its size."""
+    words[start] = words[free + size_class]
+    words[free + size_class] = start
+
+
+@compiled
+def drop_first(words: Words, h: int, t: int, gone: int) -> None:
+    """Forget the run's first tiles."""
+    if gone > 0:
+        start, stride, left = start_of(words, h, t), words[t + STRIDE], count_of(words, h, t) - gone
+        for i in range(start, start + left * stride):
+            words[i] = words[i + gone * stride]
+        set_count(words, h, t, left)
+
+
+@compiled
+def enlarge(words: Words, h: int, t: int, size_class: int) -> None:
+    """Move a run to a larger size."""
+    old, count, old_class, stride = (
+        start_of(words, h, t),
+        count_of(words, h, t),
+        class_of(words, h, t),
+        words[t + STRIDE],
+    )
+    new = take_room(words, t + FREE, size_class, stride)
+    if old_class >= 0:
+        for i in range(count * stride):
+            words[new + i] = words[old + i]
+        free_room(words, t + FREE, old_class, old)
+    words[h + words[t + RUN]] = new
+    words[h + words[t + RUN] + 1] = count << CLASS_BITS | (size_class + 1)
+    words[LONGEST] = max(words[LONGEST], words[words[SIZES] + size_class] * stride)
+
+
+@inlined
+def is_full(words: Words, h: int, t: int) -> bool:
+    """Whether the next tile needs more room."""
+    size_class = class_of(words, h, t)
+    return size_class < 0 or count_of(words, h, t) == words[words[SIZES] + size_class]
+
+
+@compiled
+def make_room(words: Words, h: int, t: int, gone: int) -> None:
+    """Drop the first tiles of a run that is full, and enlarge it unless a quarter of it is free then.
+
+    Or a run that is as long as its room would be moved for each tile that comes.
+    """
+    drop_first(words, h, t, gone)
+    size_class = class_of(words, h, t)
+    if size_class < 0 or 4 * count_of(words, h, t) > 3 * words[words[SIZES] + size_class]:
+        enlarge(words, h, t, size_class + 1)
+
+
+@compiled
+def insert(words: Words, h: int, t: int, at: int, index: int) -> int:
+    """Put a tile, which begins with `index`, before the `at`-th one of a run that is not full; returns its address."""
+    count, stride = count_of(words, h, t), words[t + STRIDE]
+    first = start_of(words, h, t) + at * stride
+    for i in range(first + (count - at) * stride - 1, first - 1, -1):
+        words[i + stride] = words[i]
+    for i in range(first, first + stride):
+        words[i] = 0
+    words[first] = index
+    set_count(words, h, t, count + 1)
+    return first
+
+
+@compiled
+def tile(words: Words, h: int, t: int, time: int, newest: int) -> int:
+    """Address of the tile that holds `time`, made when it is not there; 0 when no window can see it."""
+    hop = words[t + HOP]
+    index, oldest = time // hop, (newest - words[t + KEEP] + 1) // hop
+    if index < oldest:
+        return 0
+    at = place(words, h, t, index)
+    first = start_of(words, h, t) + at * words[t + STRIDE]
+    if at < count_of(words, h, t) and words[first] == index:
+        return first
+    if is_full(words, h, t):
+        gone = place(words, h, t, oldest)
+        make_room(words, h, t, gone)
+        at -= gone  # the tile is not older than the oldest
+    return insert(words, h, t, at, index)

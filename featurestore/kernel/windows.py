@@ -1,0 +1,339 @@
+"""Windows: what a slot's tiles, records or sessions merge to, as of a time.
+
+Each function returns the address of the merged accumulator, 0 for an empty window: the tile itself when it is the only
+one, else scratch memory.
+
+A window is two stacks, so that a step of it costs the same however many tiles it has. Tiles before a boundary, the last
+multiple of the window's length, are merged newest to oldest, each sum kept: as the window's old end moves on, it finds
+its sum made. Those after the boundary are merged oldest to newest, as they close. Then the two are merged, and the
+newest tile. The boundary depends on the newest tile alone, and so do all bits of the result.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from featurestore.kernel.folding import add_record, forget, merge
+from featurestore.kernel.layout import (
+    ACC,
+    ACC_MOST,
+    BLOCK,
+    CACHE,
+    CACHE_FREE,
+    CACHE_WORDS,
+    CACHED,
+    CLASS_BITS,
+    DELAY,
+    END_OP,
+    EVENTS,
+    FIRST_OP,
+    GROUP_WORDS,
+    GROUPS,
+    GROUPS_END,
+    HOP,
+    INT_MIN,
+    KIND,
+    LATEST,
+    LENGTH,
+    OP_WORDS,
+    PARTITIONS,
+    RUN,
+    SCRATCH,
+    SESSIONS,
+    SIZES,
+    STRIDE,
+    SUMS_FREE,
+    TILES,
+    TRACK,
+    USED,
+    WANTED,
+    ZERO,
+    compiled,
+    inlined,
+)
+from featurestore.kernel.primitives import merge_one
+from featurestore.kernel.runs import count_of, free_room, place, start_of, take_room
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from featurestore.kernel.layout import Reals, Words
+
+#: A window of no more tiles than these is merged anew each time, oldest to newest: in what order makes no difference.
+FEW = 3
+
+# Words of a group's cache: the oldest and the newest tile of the window, the boundary, the sums of what came before it
+# (address, size class, how many), up to which tile (or how many events) those after it are merged; then all tiles but
+# the newest, merged, and those of them after the boundary. Of events the first two and the merged ones are not used.
+_OLDEST, _NEWEST, _BOUNDARY, _SUMS, _CLASS, _LENGTH, _UPTO, CACHE_HEAD = range(8)
+
+
+@inlined
+def copy(words: Words, to: int, at: int, stride: int) -> None:
+    """Copy an accumulator."""
+    for i in range(stride):
+        words[to + i] = words[at + i]
+
+
+@inlined
+def clear(words: Words, at: int, stride: int) -> None:
+    """Make an accumulator empty."""
+    for i in range(stride):
+        words[at + i] = 0
+
+
+@compiled
+def _cache(words: Words, h: int) -> int:
+    """Address of the slot's cache, made when there is none."""
+    if words[h + CACHE] == 0:
+        words[h + CACHE] = take_room(words, CACHE_FREE + ZERO, ZERO, words[CACHE_WORDS])
+        for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
+            words[words[h + CACHE] + words[g + CACHED] + _CLASS] = -1
+        forget(words, h)
+    return words[h + CACHE]
+
+
+@compiled
+def _room_for_sums(words: Words, g: int, at: int, length: int) -> bool:
+    """Make room for `length` accumulators in the group's cache at `at`; False when memory has none."""
+    sizes, stride, size_class = words[SIZES], words[words[g + TRACK] + ACC], words[at + _CLASS]
+    if size_class >= 0 and words[sizes + size_class] >= length:
+        return True
+    needed = 0
+    while words[sizes + needed] < length:
+        needed += 1
+    if words[g + SUMS_FREE + needed] == 0 and words[USED] + words[sizes + needed] * stride > words.shape[0]:
+        words[WANTED] = words[sizes + needed] * stride
+        return False
+    if size_class >= 0:
+        free_room(words, g + SUMS_FREE, size_class, words[at + _SUMS])
+    words[at + _SUMS], words[at + _CLASS] = take_room(words, g + SUMS_FREE, needed, stride), needed
+    return True
+
+
+@compiled
+def _prepend(words: Words, reals: Reals, t: int, to: int, item: int) -> None:
+    """Put a tile, or a record of an event, before all that the accumulator at `to` has."""
+    spare, acc = words[SCRATCH] + 3 * words[ACC_MOST], words[t + ACC]
+    if words[t + KIND] == TILES:
+        copy(words, spare, item, acc)
+    else:
+        clear(words, spare, acc)
+        add_record(words, reals, t, spare, item)
+    merge(words, reals, t, spare, to)
+    copy(words, to, spare, acc)
+
+
+@compiled
+def _before(words: Words, reals: Reals, h: int, g: int, at: int, first: int, end: int, to: int) -> None:
+    """Merge items [first, end) of a run, newest to oldest, by way of the sums kept for the cache's boundary."""
+    t, known = words[g + TRACK], words[at + _LENGTH]
+    acc, stride, start = words[t + ACC], words[t + STRIDE], start_of(words, h, t)
+    if end <= first:
+        clear(words, to, acc)
+    elif end - first <= known:
+        copy(words, to, words[at + _SUMS] + (end - 1 - first) * acc, acc)
+    else:
+        keep = end - first > FEW and _room_for_sums(words, g, at, end - first)
+        clear(words, to, acc)
+        for i in range(end - 1, first - 1, -1):
+            _prepend(words, reals, t, to, start + i * stride)
+            if keep:
+                copy(words, words[at + _SUMS] + (end - 1 - i) * acc, to, acc)
+        words[at + _LENGTH] = end - first if keep else 0
+
+
+@compiled
+def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int, to: int) -> None:
+    """Merge into `to` all tiles from the one of `first_time` on but the newest, and keep that in the cache."""
+    t = words[g + TRACK]
+    acc, start, count = words[t + ACC], start_of(words, h, t), count_of(words, h, t)
+    newest, oldest = words[start + (count - 1) * acc], first_time // words[t + HOP]
+    boundary = newest // words[g + BLOCK] * words[g + BLOCK]
+    at = _cache(words, h) + words[g + CACHED]
+    after = at + CACHE_HEAD + acc
+    if words[at + _BOUNDARY] != boundary:
+        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, INT_MIN
+    first = place(words, h, t, oldest)
+    middle = place(words, h, t, boundary) if oldest < boundary else first
+    _before(words, reals, h, g, at, first, middle, to)
+    begin, whole = middle, oldest <= boundary
+    if whole and words[at + _UPTO] != INT_MIN:
+        begin = place(words, h, t, words[at + _UPTO])
+    else:
+        clear(words, after, acc)
+    for i in range(begin, count - 1):
+        merge(words, reals, t, after, start + i * acc)
+    words[at + _UPTO] = newest if whole else INT_MIN
+    merge(words, reals, t, to, after)
+    words[at + _OLDEST], words[at + _NEWEST] = oldest, newest
+    copy(words, at + CACHE_HEAD, to, acc)
+
+
+@compiled
+def _merge_few(words: Words, reals: Reals, t: int, to: int, first: int, last: int) -> None:
+    """Merge the tiles from address `first` to before `last`."""
+    acc = words[t + ACC]
+    copy(words, to, first, acc)
+    for at in range(first + acc, last, acc):
+        merge(words, reals, t, to, at)
+
+
+@inlined
+def _tiles(words: Words, reals: Reals, h: int, g: int, first_time: int, to: int) -> int:
+    """Tiles from the one of `first_time` to the newest."""
+    t = words[g + TRACK]
+    hop, acc, run = words[t + HOP], words[t + ACC], h + words[t + RUN]
+    count = words[run + 1] >> CLASS_BITS
+    last = words[run] + (count - 1) * acc
+    if count == 0 or words[last] * hop + (hop - 1) < first_time:
+        return 0
+    if count <= FEW:
+        at = words[run]
+        while at < last and words[at] * hop + (hop - 1) < first_time:
+            at += acc
+        if at == last:
+            return last
+        _merge_few(words, reals, t, to, at, last)
+    else:
+        cache = words[h + CACHE] + words[g + CACHED]
+        passed = first_time - words[cache + _OLDEST] * hop
+        fresh = words[h + CACHE] != 0 and words[cache + _OLDEST] != INT_MIN and 0 <= passed < hop
+        if fresh and words[cache + _NEWEST] == words[last]:
+            copy(words, to, cache + CACHE_HEAD, acc)
+        else:
+            _closed(words, reals, h, g, first_time, to)
+    for o in range(words[t + FIRST_OP], words[t + END_OP], OP_WORDS):
+        merge_one(words, reals, o, to, last)
+    return to
+
+
+@compiled
+def _delayed_tiles(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> int:
+    """Tiles, oldest to newest, of a window that ended some time ago; `as_of` is its end."""
+    t = words[g + TRACK]
+    hop, acc, start = words[t + HOP], words[t + ACC], start_of(words, h, t)
+    first, end = place(words, h, t, (as_of - words[g + LENGTH] + 1) // hop), place(words, h, t, as_of // hop + 1)
+    if first >= end:
+        return 0
+    _merge_few(words, reals, t, to, start + first * acc, start + end * acc)
+    return to
+
+
+@compiled
+def _delayed_events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> int:
+    """Events, oldest to newest, of an exact window that ended some time ago."""
+    t = words[g + TRACK]
+    first, end = place(words, h, t, as_of - words[g + LENGTH] + 1), place(words, h, t, as_of + 1)
+    if first >= end:
+        return 0
+    clear(words, to, words[t + ACC])
+    for i in range(first, end):
+        add_record(words, reals, t, to, start_of(words, h, t) + i * words[t + STRIDE])
+    return to
+
+
+@compiled
+def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> int:
+    """The events of an exact window."""
+    t, first_time = words[g + TRACK], as_of - words[g + LENGTH] + 1
+    acc, stride, start, count = words[t + ACC], words[t + STRIDE], start_of(words, h, t), count_of(words, h, t)
+    first = place(words, h, t, first_time)
+    if first >= count:
+        return 0
+    boundary = words[start + (count - 1) * stride] // words[g + BLOCK] * words[g + BLOCK]
+    at = _cache(words, h) + words[g + CACHED]
+    after = at + CACHE_HEAD + acc
+    if words[at + _BOUNDARY] != boundary:
+        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, 0
+    middle = place(words, h, t, boundary) if first_time < boundary else first
+    _before(words, reals, h, g, at, first, middle, to)
+    whole = first_time <= boundary
+    begin = middle + words[at + _UPTO] if whole else middle
+    if begin == middle:
+        clear(words, after, acc)
+    for i in range(begin, count):
+        add_record(words, reals, t, after, start + i * stride)
+    words[at + _UPTO] = count - middle if whole else 0
+    merge(words, reals, t, to, after)
+    return to
+
+
+@compiled
+def _session(words: Words, h: int, g: int, as_of: int) -> int:
+    """The session that is not over yet."""
+    t = words[g + TRACK]
+    count = count_of(words, h, t)
+    at = start_of(words, h, t) + (count - 1) * words[t + STRIDE]
+    return at if count and as_of - words[at + 1] <= words[t + HOP] else ZERO
+
+
+@compiled
+def _of_kind(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> int:
+    """Windows that are not plain tiles."""
+    kind = words[words[g + TRACK] + KIND]
+    if kind == SESSIONS:
+        return _session(words, h, g, as_of)
+    if kind == EVENTS:
+        if words[g + DELAY]:
+            return _delayed_events(words, reals, h, g, as_of, to)
+        return _events(words, reals, h, g, as_of, to)
+    return _delayed_tiles(words, reals, h, g, as_of, to)
+
+
+@inlined
+def window(words: Words, reals: Reals, h: int, g: int, effective: int, to: int) -> int:
+    """What the group's window holds of the slot, but for the last n events."""
+    if words[words[g + TRACK] + KIND] == TILES and words[g + DELAY] == 0:
+        return _tiles(words, reals, h, g, effective - words[g + LENGTH] + 1, to)
+    return _of_kind(words, reals, h, g, effective - words[g + DELAY], to)
+
+
+@compiled
+def _window_apart(words: Words, reals: Reals, h: int, g: int, effective: int, to: int) -> int:
+    return window(words, reals, h, g, effective, to)
+
+
+@compiled
+def _latest(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, g: int) -> int:
+    """The last events by (time, partition, offset), folded oldest to newest."""
+    t, to, found, partitions = words[g + TRACK], words[SCRATCH], 0, words[PARTITIONS]
+    cursors = words[SCRATCH] + 5 * words[ACC_MOST]
+    clear(words, to, words[t + ACC])
+    for p in range(partitions):
+        words[cursors + p] = 0
+        if slots[entity, p]:
+            found += count_of(words, slots[entity, p], t)
+    for i in range(found):
+        chosen, record = 0, 0
+        for p in range(partitions):
+            h = slots[entity, p]
+            if h and words[cursors + p] < count_of(words, h, t):
+                at = start_of(words, h, t) + words[cursors + p] * words[t + STRIDE]
+                if record == 0 or words[at] < words[record]:
+                    chosen, record = p, at
+        words[cursors + chosen] += 1
+        if i >= found - words[g + LENGTH]:
+            add_record(words, reals, t, to, record)
+    return to if found else ZERO
+
+
+@compiled
+def gathered(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, g: int, effective: int) -> int:
+    """What the group's window holds of an entity on several partitions, each merged by itself, in partition order."""
+    t, to = words[g + TRACK], words[SCRATCH]
+    if words[t + KIND] == LATEST:
+        return _latest(words, reals, slots, entity, g)
+    base = ZERO
+    for p in range(words[PARTITIONS]):
+        h = slots[entity, p]
+        at = _window_apart(words, reals, h, g, effective, to + words[ACC_MOST]) if h else ZERO
+        if at == 0:
+            continue
+        if base == 0:
+            copy(words, to, at, words[t + ACC])
+            base = to
+        else:
+            merge(words, reals, t, to, at)
+    return base
