@@ -102,7 +102,7 @@ class ViewState:
         # Numba compiles anew for arrays that it may not write to, as Polars gives them.
         steps = Steps(*(np.require(array, np.int64, ["C", "W"]) for array in steps))
         kernel.sort_out(self._words, steps, results, emit)
-        following = np.empty(min(CHUNK, count), np.int32)
+        following = np.empty((2, min(CHUNK, count)), np.int32)
         for begin in range(0, count, CHUNK):
             end = min(begin + CHUNK, count)
             while not kernel.run(

@@ -58,6 +58,7 @@ _SHARED |= {prim.MOMENTS_FLOAT: 5, prim.MOMENTS_INT: 5, prim.N: 0}
 _SUMS = {prim.SUM_FLOAT: prim.STATS_FLOAT, prim.SUM_INT: prim.STATS_INT}
 _BUNDLED = {fin.COUNT: 0, fin.TOTAL_FLOAT: 1, fin.TOTAL_INT: 1, fin.MEAN_FLOAT: 2, fin.MEAN_INT: 2, fin.VALUE: 4}
 _BUNDLED |= {fin.STD: 5, fin.VAR: 6}
+_SIMPLE = {fin.COUNT, fin.BUNDLE_FLOAT}
 _MIN = fin.BUNDLED.index("min")
 _ENOUGH = 3  # so many of them with a sum become STATS: one step of the kernel instead of four
 MAX_LANES = 60
@@ -384,7 +385,9 @@ def _outputs(
         for length, delay in _windows(track):
             mine = [f for f in track.features if (_window(f).length, _window(f).delay) == (length, delay)]
             rows = _outs(track, mine, lanes, numbers, len(outputs))
-            groups.append((number, length, delay, len(outs), len(outs) + len(rows), cached, _block(track, length)))
+            simple = not delay and track.kind == at.TILES and {row[0] for row, _ in rows} <= _SIMPLE
+            ends = (len(outs), len(outs) + len(rows))
+            groups.append((number, length, delay, *ends, cached, _block(track, length), simple))
             cached += CACHE_HEAD + 2 * track.acc
             outs += rows
             outputs += mine

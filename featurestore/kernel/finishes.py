@@ -13,6 +13,7 @@ from featurestore.kernel.layout import (
     OUT_WORD,
     OUTPUT,
     TWO_TO_64,
+    ZERO,
     Results,
     compiled,
     inlined,
@@ -32,16 +33,36 @@ BUNDLED = ("count", "sum", "mean", "min", "max", "std", "var")
 @inlined
 def _bundle(words: Words, reals: Reals, out: int, w: int, results: Results, step: int) -> None:
     """Write the outputs of a STATS primitive at once."""
-    n, whole = words[w], words[out + CODE] == BUNDLE_INT
+    whole = words[out + CODE] == BUNDLE_INT
+    total = words[w + 1] + words[w + 2] * TWO_TO_64 if whole else reals[w + 1] + reals[w + 2]
+    _write(
+        words, out, words[w], words[w + 1], words[w + 2], total, words[w + 3], words[w + 4], reals[w + 6], results, step
+    )
+
+
+@inlined
+def _write(
+    words: Words,
+    out: int,
+    n: int,
+    whole_sum: int,
+    wraps: int,
+    total: float,
+    low: int,
+    high: int,
+    squares: float,
+    results: Results,
+    step: int,
+) -> None:
+    """Write a bundle's outputs; `low` and `high` are the bits of what may be floats."""
     j = words[out + OUTPUT]
     if j >= 0:
         results.words[j, step] = n
-    total = words[w + 1] + words[w + 2] * TWO_TO_64 if whole else reals[w + 1] + reals[w + 2]
     j = words[out + OUTPUT + 1]
     if j >= 0:
-        if whole:
-            results.words[j, step] = words[w + 1]
-            if words[w + 2] != 0:
+        if words[out + CODE] == BUNDLE_INT:
+            results.words[j, step] = whole_sum
+            if wraps != 0:
                 results.valid[j, step] = False
         else:
             results.reals[j, step] = total
@@ -50,26 +71,48 @@ def _bundle(words: Words, reals: Reals, out: int, w: int, results: Results, step
         results.reals[j, step] = total / n if n else 0.0
         if n == 0:
             results.valid[j, step] = False
-    for i in range(3, 5):
-        j = words[out + OUTPUT + i]
+    for i in range(2):
+        j = words[out + OUTPUT + 3 + i]
         if j >= 0:
-            results.words[j, step] = words[w + i]
+            results.words[j, step] = high if i else low
             if n == 0:
                 results.valid[j, step] = False
-    if n < 2:
-        for i in range(5, 7):
-            j = words[out + OUTPUT + i]
-            if j >= 0:
-                results.reals[j, step] = 0.0
-                results.valid[j, step] = False
-    else:
-        variance = reals[w + 6] / (n - 1)
-        j = words[out + OUTPUT + 5]
-        if j >= 0:
-            results.reals[j, step] = np.sqrt(variance)
-        j = words[out + OUTPUT + 6]
-        if j >= 0:
-            results.reals[j, step] = variance
+    variance = squares / (n - 1) if n > 1 else 0.0
+    j = words[out + OUTPUT + 5]
+    if j >= 0:
+        results.reals[j, step] = np.sqrt(variance)
+        if n < 2:
+            results.valid[j, step] = False
+    j = words[out + OUTPUT + 6]
+    if j >= 0:
+        results.reals[j, step] = variance
+        if n < 2:
+            results.valid[j, step] = False
+
+
+@inlined
+def finish_pair(words: Words, reals: Reals, out: int, a: int, b: int, results: Results, step: int) -> None:
+    """What `finish_out` would write of a COUNT or BUNDLE_FLOAT once the tile at `b` was merged into `a`, to the bit."""
+    if words[out + CODE] == COUNT:
+        results.words[words[out + OUTPUT], step] = words[a + words[out + OUT_N]] + words[b + words[out + OUT_N]]
+        return
+    a, b = a + words[out + OUT_WORD], b + words[out + OUT_WORD]
+    na, nb = words[a], words[b]
+    if na == 0 or nb == 0:
+        _bundle(words, reals, out, a if nb == 0 else b, results, step)
+        return
+    total, more = reals[a + 1] + reals[b + 1], reals[a + 2]
+    if np.isfinite(total):
+        if abs(reals[a + 1]) >= abs(reals[b + 1]):
+            more += (reals[a + 1] - total) + reals[b + 1]
+        else:
+            more += (reals[b + 1] - total) + reals[a + 1]
+    more += reals[b + 2]
+    delta, n = reals[b + 5] - reals[a + 5], na + nb
+    squares = reals[a + 6] + (reals[b + 6] + delta * delta * (na * (nb / n)))
+    low = words[b + 3] if reals[b + 3] < reals[a + 3] else words[a + 3]
+    high = words[b + 4] if reals[b + 4] > reals[a + 4] else words[a + 4]
+    _write(words, out, n, ZERO, ZERO, total + more, low, high, squares, results, step)
 
 
 @inlined

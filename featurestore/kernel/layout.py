@@ -51,8 +51,8 @@ ZERO, NONE = cast("int", np.int64(0)), cast("int", np.int64(-1))
 #: What became of an event: folded; too late for every window; quarantined, since an integer sum would overflow; left
 #: out of the view, since its entity key is null.
 FOLDED, LATE, OVERFLOW, KEYLESS = range(4)
-# And before: a step to do, and one that begins a chain of them.
-PENDING, CHAINED = -1, -2
+# And before: a step still to do.
+PENDING = -1
 
 # Kinds of tracks. TILES hold what the events of a stretch of time add up to; EVENTS keeps them as they are, LATEST the
 # newest ones whatever their age; SESSIONS are tiles with edges of their own.
@@ -73,8 +73,9 @@ TRACK_WORDS = FREE + CLASSES
 # An op: a primitive of a lane; WORD, N_WORD: where it and the lane's count lie in a tile; PLACE: of the lane in a
 # record.
 CODE, LANE, WORD, N_WORD, SIZE, PLACE, PARAMETER, OP_WORDS = range(8)
-# A group: a window of a track; CACHED: where a slot's cache tells of it; BLOCK: its length in tiles, or in ms.
-TRACK, LENGTH, DELAY, FIRST_OUT, END_OUT, CACHED, BLOCK, SUMS_FREE = range(8)
+# A group: a window of a track; CACHED: where a slot's cache tells of it; BLOCK: its length in tiles,
+# or in ms; SIMPLE: whether it is tiles, not delayed, of which nothing is wanted but COUNT and BUNDLE_FLOAT.
+TRACK, LENGTH, DELAY, FIRST_OUT, END_OUT, CACHED, BLOCK, SIMPLE, SUMS_FREE = range(9)
 GROUP_WORDS = SUMS_FREE + CLASSES
 # An out, after its CODE; OUTPUT: the number of the first output.
 OUT_WORD, OUT_N, OUT_PARAMETER, OUTPUT = range(1, 5)

@@ -227,8 +227,10 @@ def merge_one(words: Words, reals: Reals, o: int, to: int, tile: int) -> None:
         words[a] = na + nb
         add_real(reals, a + 1, reals[b + 1])
         reals[a + 2] += reals[b + 2]
-        reals[a + 3] = min(reals[a + 3], reals[b + 3])
-        reals[a + 4] = max(reals[a + 4], reals[b + 4])
+        if reals[b + 3] < reals[a + 3]:
+            words[a + 3] = words[b + 3]
+        if reals[b + 4] > reals[a + 4]:
+            words[a + 4] = words[b + 4]
         merge_moments(reals, a + 5, b + 5, na, nb)
     elif op == N:
         words[a] = na + nb

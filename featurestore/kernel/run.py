@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featurestore.kernel.finishes import finish_out
+from featurestore.kernel.finishes import finish_out, finish_pair
 from featurestore.kernel.folding import fold, forget, would_overflow
 from featurestore.kernel.layout import (
     ACC_MOST,
-    CHAINED,
+    CACHE,
+    CACHED,
     CHECKS,
+    CLASS_BITS,
     CLOCKS,
     DELAY,
     DIRTY_FIRST,
@@ -33,6 +35,7 @@ from featurestore.kernel.layout import (
     LATE,
     LATENESS,
     LATEST,
+    LENGTH,
     LONGEST,
     NEWEST,
     NONE,
@@ -42,8 +45,11 @@ from featurestore.kernel.layout import (
     PARTITIONS,
     PENDING,
     RESERVE,
+    RUN,
     SCRATCH,
     SESSIONS,
+    SIMPLE,
+    STRIDE,
     TRACK,
     TRACK_WORDS,
     TRACKS,
@@ -58,7 +64,8 @@ from featurestore.kernel.layout import (
     entry,
     inlined,
 )
-from featurestore.kernel.windows import gathered, window
+from featurestore.kernel.prefetch import fetch
+from featurestore.kernel.windows import gathered, tiles, window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +120,14 @@ def _finish(
             effective, only, found = max(effective, words[h + NEWEST]), h, found + 1
     results.effective[step] = effective
     for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
-        if found == 1 and words[words[g + TRACK] + KIND] != LATEST:
+        if found == 1 and words[g + SIMPLE]:
+            closed, last = tiles(words, reals, only, g, effective - words[g + LENGTH] + 1)
+            if closed:
+                for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
+                    finish_pair(words, reals, out, closed, last, results, step)
+                continue
+            base = last
+        elif found == 1 and words[words[g + TRACK] + KIND] != LATEST:
             base = window(words, reals, only, g, effective, words[SCRATCH])
         else:
             base = gathered(words, reals, slots, entity, g, effective)
@@ -180,24 +194,50 @@ def sort_out(words: Words, steps: Steps, results: Results, emit: bool) -> None:
 @compiled
 def _chain(
     steps: Steps, results: Results, begin: int, end: int, following: NDArray[np.int32], last: NDArray[np.int32]
-) -> None:
-    """Chain the pending steps of each entity, in order: `following` [step - begin] is the next one, -1 for none.
+) -> int:
+    """Chain the pending steps of each entity, in order; how many chains there are.
 
-    The first of a chain has the mark CHAINED in its status. `last`, by entity, is -1 before and after.
+    `following` [0, step - begin] is the next step of a chain, -1 for none; [1] holds where chains begin. `last`, by
+    entity, is -1 before and after.
     """
+    chains = 0
     for i in range(begin, end):
-        following[i - begin] = -1
+        following[0, i - begin] = -1
         entity = steps.entity[i]
-        if results.status[i] not in (PENDING, CHAINED) or entity < 0:
+        if results.status[i] != PENDING or entity < 0:
             continue
         if last[entity] < 0:
-            results.status[i] = CHAINED
+            following[1, chains] = i - begin
+            chains += 1
         else:
-            following[last[entity]] = i - begin
+            following[0, last[entity]] = i - begin
         last[entity] = i - begin
     for i in range(begin, end):
         if steps.entity[i] >= 0:
             last[steps.entity[i]] = -1
+    return chains
+
+
+@inlined
+def _fetch_ahead(words: Words, slots: NDArray[np.int64], entity: int, far: int) -> None:
+    """Fetch the head of a slot of the entity `far` ahead, and the tiles and cache of that of `entity`."""
+    for p in range(words[PARTITIONS]):
+        h = slots[far, p]
+        if h:
+            fetch(words, h)
+            fetch(words, h + 8)
+        h = slots[entity, p]
+        if h == 0:
+            continue
+        for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
+            run = h + words[t + RUN]
+            last = words[run] + ((words[run + 1] >> CLASS_BITS) - 1) * words[t + STRIDE]
+            fetch(words, last)
+            fetch(words, last + 8)
+        if words[h + CACHE]:
+            for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
+                fetch(words, words[h + CACHE] + words[g + CACHED])
+                fetch(words, words[h + CACHE] + words[g + CACHED] + 8)
 
 
 @entry
@@ -220,15 +260,16 @@ def run(
     `emit` is set; a read always does. Entities do not know of each other: each one's steps are done together, in
     order, while its state is at hand.
     """
-    _chain(steps, results, begin, end, following, last)
+    for i in range(begin, end):
+        if results.status[i] == PENDING and steps.entity[i] < 0:
+            results.status[i] = FOLDED
+            _finish(words, reals, slots, NONE, steps.time[i], results, i)
+    chains = _chain(steps, results, begin, end, following, last)
     room = words.shape[0] - words[RESERVE]
-    for first in range(begin, end):
-        if results.status[first] == PENDING and steps.entity[first] < 0:
-            results.status[first] = FOLDED
-            _finish(words, reals, slots, NONE, steps.time[first], results, first)
-        if results.status[first] != CHAINED:
-            continue
-        i = first
+    for chain in range(chains):
+        near, far = following[1, min(chain + 1, chains - 1)], following[1, min(chain + 3, chains - 1)]
+        _fetch_ahead(words, slots, steps.entity[begin + near], steps.entity[begin + far])
+        i = begin + following[1, chain]
         while i >= begin:
             if words[USED] + 4 * words[LONGEST] > room or words[WANTED] > 0:
                 return False
@@ -241,7 +282,5 @@ def run(
                     _nothing(results, i)
             elif steps.row[i] < 0 or emit:
                 _finish(words, reals, slots, steps.entity[i], steps.time[i], results, i)
-            i = begin + following[i - begin]
-            if i >= begin:
-                results.status[i] = CHAINED  # should memory have to grow first, the chain goes on from here
+            i = begin + following[0, i - begin]
     return True

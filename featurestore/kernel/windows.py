@@ -24,9 +24,7 @@ from featurestore.kernel.layout import (
     CACHED,
     CLASS_BITS,
     DELAY,
-    END_OP,
     EVENTS,
-    FIRST_OP,
     GROUP_WORDS,
     GROUPS,
     GROUPS_END,
@@ -35,7 +33,6 @@ from featurestore.kernel.layout import (
     KIND,
     LATEST,
     LENGTH,
-    OP_WORDS,
     PARTITIONS,
     RUN,
     SCRATCH,
@@ -51,7 +48,6 @@ from featurestore.kernel.layout import (
     compiled,
     inlined,
 )
-from featurestore.kernel.primitives import merge_one
 from featurestore.kernel.runs import count_of, free_room, place, start_of, take_room
 
 if TYPE_CHECKING:
@@ -113,40 +109,44 @@ def _room_for_sums(words: Words, g: int, at: int, length: int) -> bool:
 
 
 @compiled
-def _prepend(words: Words, reals: Reals, t: int, to: int, item: int) -> None:
-    """Put a tile, or a record of an event, before all that the accumulator at `to` has."""
-    spare, acc = words[SCRATCH] + 3 * words[ACC_MOST], words[t + ACC]
+def _prepend(words: Words, reals: Reals, t: int, to: int, item: int, rest: int) -> None:
+    """Merge into `to` a tile, or a record of an event, and all that comes after it (`rest`, 0 for nothing)."""
     if words[t + KIND] == TILES:
-        copy(words, spare, item, acc)
+        copy(words, to, item, words[t + ACC])
     else:
-        clear(words, spare, acc)
-        add_record(words, reals, t, spare, item)
-    merge(words, reals, t, spare, to)
-    copy(words, to, spare, acc)
+        clear(words, to, words[t + ACC])
+        add_record(words, reals, t, to, item)
+    if rest:
+        merge(words, reals, t, to, rest)
 
 
 @compiled
 def _before(words: Words, reals: Reals, h: int, g: int, at: int, first: int, end: int, to: int) -> None:
     """Merge items [first, end) of a run, newest to oldest, by way of the sums kept for the cache's boundary."""
-    t, known = words[g + TRACK], words[at + _LENGTH]
-    acc, stride, start = words[t + ACC], words[t + STRIDE], start_of(words, h, t)
-    if end <= first:
+    t = words[g + TRACK]
+    acc, stride, start, count = words[t + ACC], words[t + STRIDE], start_of(words, h, t), end - first
+    if count <= 0:
         clear(words, to, acc)
-    elif end - first <= known:
-        copy(words, to, words[at + _SUMS] + (end - 1 - first) * acc, acc)
-    else:
-        keep = end - first > FEW and _room_for_sums(words, g, at, end - first)
-        clear(words, to, acc)
+        return
+    if count > words[at + _LENGTH] and (count <= FEW or not _room_for_sums(words, g, at, count)):
+        spare, rest = words[SCRATCH] + 3 * words[ACC_MOST], ZERO
         for i in range(end - 1, first - 1, -1):
-            _prepend(words, reals, t, to, start + i * stride)
-            if keep:
-                copy(words, words[at + _SUMS] + (end - 1 - i) * acc, to, acc)
-        words[at + _LENGTH] = end - first if keep else 0
+            _prepend(words, reals, t, spare, start + i * stride, rest)
+            rest, spare = spare, 2 * words[SCRATCH] + 7 * words[ACC_MOST] - spare
+        copy(words, to, rest, acc)
+        return
+    if count > words[at + _LENGTH]:
+        rest = ZERO
+        for i in range(count):
+            _prepend(words, reals, t, words[at + _SUMS] + i * acc, start + (end - 1 - i) * stride, rest)
+            rest = words[at + _SUMS] + i * acc
+        words[at + _LENGTH] = count
+    copy(words, to, words[at + _SUMS] + (count - 1) * acc, acc)
 
 
 @compiled
-def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int, to: int) -> None:
-    """Merge into `to` all tiles from the one of `first_time` on but the newest, and keep that in the cache."""
+def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int) -> int:
+    """Merge into the group's cache all tiles from the one of `first_time` on but the newest; the cache's address."""
     t = words[g + TRACK]
     acc, start, count = words[t + ACC], start_of(words, h, t), count_of(words, h, t)
     newest, oldest = words[start + (count - 1) * acc], first_time // words[t + HOP]
@@ -157,7 +157,7 @@ def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int, to: int
         words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, INT_MIN
     first = place(words, h, t, oldest)
     middle = place(words, h, t, boundary) if oldest < boundary else first
-    _before(words, reals, h, g, at, first, middle, to)
+    _before(words, reals, h, g, at, first, middle, at + CACHE_HEAD)
     begin, whole = middle, oldest <= boundary
     if whole and words[at + _UPTO] != INT_MIN:
         begin = place(words, h, t, words[at + _UPTO])
@@ -166,9 +166,9 @@ def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int, to: int
     for i in range(begin, count - 1):
         merge(words, reals, t, after, start + i * acc)
     words[at + _UPTO] = newest if whole else INT_MIN
-    merge(words, reals, t, to, after)
+    merge(words, reals, t, at + CACHE_HEAD, after)
     words[at + _OLDEST], words[at + _NEWEST] = oldest, newest
-    copy(words, at + CACHE_HEAD, to, acc)
+    return at
 
 
 @compiled
@@ -181,31 +181,45 @@ def _merge_few(words: Words, reals: Reals, t: int, to: int, first: int, last: in
 
 
 @inlined
-def _tiles(words: Words, reals: Reals, h: int, g: int, first_time: int, to: int) -> int:
-    """Tiles from the one of `first_time` to the newest."""
+def tiles(words: Words, reals: Reals, h: int, g: int, first_time: int) -> tuple[int, int]:
+    """Tiles from the one of `first_time` to the newest: where all but the newest are merged, and the newest.
+
+    The first is 0 for only one tile, both are 0 for none.
+    """
     t = words[g + TRACK]
     hop, acc, run = words[t + HOP], words[t + ACC], h + words[t + RUN]
     count = words[run + 1] >> CLASS_BITS
     last = words[run] + (count - 1) * acc
     if count == 0 or words[last] * hop + (hop - 1) < first_time:
-        return 0
+        return ZERO, ZERO
     if count <= FEW:
         at = words[run]
         while at < last and words[at] * hop + (hop - 1) < first_time:
             at += acc
         if at == last:
-            return last
-        _merge_few(words, reals, t, to, at, last)
-    else:
-        cache = words[h + CACHE] + words[g + CACHED]
-        passed = first_time - words[cache + _OLDEST] * hop
-        fresh = words[h + CACHE] != 0 and words[cache + _OLDEST] != INT_MIN and 0 <= passed < hop
-        if fresh and words[cache + _NEWEST] == words[last]:
-            copy(words, to, cache + CACHE_HEAD, acc)
-        else:
-            _closed(words, reals, h, g, first_time, to)
-    for o in range(words[t + FIRST_OP], words[t + END_OP], OP_WORDS):
-        merge_one(words, reals, o, to, last)
+            return ZERO, last
+        if at + acc == last:
+            return at, last
+        spare = words[SCRATCH] + 3 * words[ACC_MOST]
+        _merge_few(words, reals, t, spare, at, last)
+        return spare, last
+    closed = words[h + CACHE] + words[g + CACHED]
+    passed = first_time - words[closed + _OLDEST] * hop
+    fresh = words[h + CACHE] != 0 and words[closed + _OLDEST] != INT_MIN and 0 <= passed < hop
+    if not fresh or words[closed + _NEWEST] != words[last]:
+        closed = _closed(words, reals, h, g, first_time)
+    return closed + CACHE_HEAD, last
+
+
+@compiled
+def _merged_tiles(words: Words, reals: Reals, h: int, g: int, first_time: int, to: int) -> int:
+    """The same, merged."""
+    closed, last = tiles(words, reals, h, g, first_time)
+    if closed == 0:
+        return last
+    if closed != to:
+        copy(words, to, closed, words[words[g + TRACK] + ACC])
+    merge(words, reals, words[g + TRACK], to, last)
     return to
 
 
@@ -270,29 +284,18 @@ def _session(words: Words, h: int, g: int, as_of: int) -> int:
 
 
 @compiled
-def _of_kind(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> int:
-    """Windows that are not plain tiles."""
-    kind = words[words[g + TRACK] + KIND]
+def window(words: Words, reals: Reals, h: int, g: int, effective: int, to: int) -> int:
+    """What the group's window holds of the slot, but for the last n events."""
+    kind, as_of = words[words[g + TRACK] + KIND], effective - words[g + DELAY]
     if kind == SESSIONS:
         return _session(words, h, g, as_of)
     if kind == EVENTS:
         if words[g + DELAY]:
             return _delayed_events(words, reals, h, g, as_of, to)
         return _events(words, reals, h, g, as_of, to)
-    return _delayed_tiles(words, reals, h, g, as_of, to)
-
-
-@inlined
-def window(words: Words, reals: Reals, h: int, g: int, effective: int, to: int) -> int:
-    """What the group's window holds of the slot, but for the last n events."""
-    if words[words[g + TRACK] + KIND] == TILES and words[g + DELAY] == 0:
-        return _tiles(words, reals, h, g, effective - words[g + LENGTH] + 1, to)
-    return _of_kind(words, reals, h, g, effective - words[g + DELAY], to)
-
-
-@compiled
-def _window_apart(words: Words, reals: Reals, h: int, g: int, effective: int, to: int) -> int:
-    return window(words, reals, h, g, effective, to)
+    if words[g + DELAY]:
+        return _delayed_tiles(words, reals, h, g, as_of, to)
+    return _merged_tiles(words, reals, h, g, as_of - words[g + LENGTH] + 1, to)
 
 
 @compiled
@@ -328,7 +331,7 @@ def gathered(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, 
     base = ZERO
     for p in range(words[PARTITIONS]):
         h = slots[entity, p]
-        at = _window_apart(words, reals, h, g, effective, to + words[ACC_MOST]) if h else ZERO
+        at = window(words, reals, h, g, effective, to + words[ACC_MOST]) if h else ZERO
         if at == 0:
             continue
         if base == 0:
