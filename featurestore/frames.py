@@ -78,6 +78,9 @@ def lane_inputs(plan: Plan, frame: pl.DataFrame) -> Inputs:
 
 def entity_codes(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.int64], list[bytes]]:
     """For each row the position of its entity in the list of distinct encoded keys; -1 where a key column is null."""
+    if len(keys) == 1 and not frame[keys[0]].null_count():
+        part = frame[keys[0]].to_arrow().dictionary_encode()
+        return part.indices.to_numpy().astype(np.int64), _encoded(pl.DataFrame({keys[0]: pl.Series(part.dictionary)}))
     codes, width = np.zeros(len(frame), np.int64), 1  # codes lie below the width
     null = np.zeros(len(frame), np.bool_)
     for key in keys:
@@ -98,16 +101,19 @@ def entity_codes(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.i
 def _encoded(entities: pl.DataFrame) -> list[bytes]:
     if entities.dtypes == [pl.String]:
         return encode_strings(entities.to_series().to_list())
+    if entities.dtypes == [pl.Int64]:
+        return [b"i%d" % value for value in entities.to_series().to_list()]
     return [encode_entity(row) for row in entities.rows()]
 
 
-def feature_columns(plan: Plan, results: Results, rows: NDArray[np.int64]) -> dict[str, pa.Array]:
+def feature_columns(plan: Plan, results: Results, rows: NDArray[np.int64] | slice = slice(None)) -> dict[str, pa.Array]:
     """Stored features of the steps in `rows`, as columns by short name."""
     out = {}
     for j, feature in enumerate(plan.outputs):
-        missing = ~results.valid[j, rows]
+        valid = results.valid[j, rows]
         values = results.reals[j, rows] if feature.type == "float" else results.words[j, rows]
-        out[feature.name] = pa.array(values != 0 if feature.type == "bool" else values, mask=missing)
+        values = values != 0 if feature.type == "bool" else values
+        out[feature.name] = pa.array(values) if valid.all() else pa.array(values, mask=~valid)
     return out
 
 

@@ -31,16 +31,6 @@ BUNDLED = ("count", "sum", "mean", "min", "max", "std", "var")
 
 
 @inlined
-def _bundle(words: Words, reals: Reals, out: int, w: int, results: Results, step: int) -> None:
-    """Write the outputs of a STATS primitive at once."""
-    whole = words[out + CODE] == BUNDLE_INT
-    total = words[w + 1] + words[w + 2] * TWO_TO_64 if whole else reals[w + 1] + reals[w + 2]
-    _write(
-        words, out, words[w], words[w + 1], words[w + 2], total, words[w + 3], words[w + 4], reals[w + 6], results, step
-    )
-
-
-@inlined
 def _write(
     words: Words,
     out: int,
@@ -91,15 +81,20 @@ def _write(
 
 
 @inlined
-def finish_pair(words: Words, reals: Reals, out: int, a: int, b: int, results: Results, step: int) -> None:
-    """What `finish_out` would write of a COUNT or BUNDLE_FLOAT once the tile at `b` was merged into `a`, to the bit."""
-    if words[out + CODE] == COUNT:
-        results.words[words[out + OUTPUT], step] = words[a + words[out + OUT_N]] + words[b + words[out + OUT_N]]
-        return
-    a, b = a + words[out + OUT_WORD], b + words[out + OUT_WORD]
+def finish_bundle(words: Words, reals: Reals, out: int, a: int, b: int, results: Results, step: int) -> None:
+    """Write the outputs of a STATS primitive at once, from the accumulator at `b`.
+
+    Of floats also from what that at `a` (0 for none) and `b` come to, to the bit as `primitives.merge_one` has it.
+    """
+    a, b = a + words[out + OUT_WORD] if a else b + words[out + OUT_WORD], b + words[out + OUT_WORD]
     na, nb = words[a], words[b]
-    if na == 0 or nb == 0:
-        _bundle(words, reals, out, a if nb == 0 else b, results, step)
+    if a == b or na == 0 or nb == 0:
+        w = a if nb == 0 else b
+        whole = words[out + CODE] == BUNDLE_INT
+        n, total, squares, low, high = words[w], reals[w + 1] + reals[w + 2], reals[w + 6], words[w + 3], words[w + 4]
+        if whole:
+            total = words[w + 1] + words[w + 2] * TWO_TO_64
+        _write(words, out, n, words[w + 1], words[w + 2], total, low, high, squares, results, step)
         return
     total, more = reals[a + 1] + reals[b + 1], reals[a + 2]
     if np.isfinite(total):
@@ -115,23 +110,22 @@ def finish_pair(words: Words, reals: Reals, out: int, a: int, b: int, results: R
     _write(words, out, n, ZERO, ZERO, total + more, low, high, squares, results, step)
 
 
-@inlined
-def finish_out(words: Words, reals: Reals, out: int, at: int, as_of: int, results: Results, step: int) -> None:
-    """Write what row `out` of the outs says of a step, from the accumulator at `at`."""
-    code = words[out + CODE]
-    if code >= BUNDLE_FLOAT:
-        _bundle(words, reals, out, at + words[out + OUT_WORD], results, step)
-    elif code == COUNT:
-        results.words[words[out + OUTPUT], step] = words[at + words[out + OUT_N]]
-    else:
-        _finish_one(words, reals, out, at, as_of, results, step)
+@compiled
+def _bundle_apart(words: Words, reals: Reals, out: int, at: int, results: Results, step: int) -> None:
+    finish_bundle(words, reals, out, ZERO, at, results, step)
 
 
 @compiled
-def _finish_one(words: Words, reals: Reals, out: int, at: int, as_of: int, results: Results, step: int) -> None:
+def finish_out(words: Words, reals: Reals, out: int, at: int, as_of: int, results: Results, step: int) -> None:
+    """Write what row `out` of the outs says of a step, from the accumulator at `at`."""
+    if words[out + CODE] >= BUNDLE_FLOAT:
+        _bundle_apart(words, reals, out, at, results, step)
+        return
     j, w, n = words[out + OUTPUT], at + words[out + OUT_WORD], words[at + words[out + OUT_N]]
     code, valid, parameter = words[out + CODE], True, reals[out + OUT_PARAMETER]
-    if code == TOTAL_FLOAT:
+    if code == COUNT:
+        results.words[j, step] = n
+    elif code == TOTAL_FLOAT:
         results.reals[j, step] = reals[w] + reals[w + 1]
     elif code == TOTAL_INT:
         valid = words[w + 1] == 0

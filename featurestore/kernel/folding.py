@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from featurestore.kernel.layout import (
     CACHE,
     CACHED,
-    CLASS_BITS,
     CODE,
     END_OP,
     FIRST_LANE,
@@ -24,7 +23,6 @@ from featurestore.kernel.layout import (
     LIMIT,
     OP_WORDS,
     PLACE,
-    RUN,
     SESSIONS,
     STRIDE,
     TILES,
@@ -37,7 +35,7 @@ from featurestore.kernel.layout import (
     inlined,
 )
 from featurestore.kernel.primitives import PAIR, STATS_INT, SUM_INT, add_one, merge_one, overflows
-from featurestore.kernel.runs import count_of, insert, is_full, make_room, place, set_count, start_of, tile
+from featurestore.kernel.runs import count_of, insert, is_full, make_room, place, set_count, start_of
 
 if TYPE_CHECKING:
     from featurestore.kernel.layout import Reals, Words
@@ -53,7 +51,7 @@ def _added(words: Words, reals: Reals, inputs: Inputs, t: int, at: int, row: int
 
 
 # Within the loop over tiles a call would cost as much as the work.
-_add_input, _add_input_apart = inlined(_added), compiled(_added)
+add_input, _add_input_apart = inlined(_added), compiled(_added)
 
 
 @compiled
@@ -128,28 +126,13 @@ def _fold_session(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, ro
         set_count(words, h, t, count_of(words, h, t) - 1)
 
 
-@inlined
-def _fold_tile(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, row: int, time: int, newest: int) -> None:
-    run, hop = h + words[t + RUN], words[t + HOP]
-    count = words[run + 1] >> CLASS_BITS
-    at = words[run] + (count - 1) * words[t + STRIDE]
-    if count == 0 or time < words[at] * hop or time - words[at] * hop >= hop:
-        at = tile(words, h, t, time, newest)
-    if at:
-        _add_input(words, reals, inputs, t, at, row, time)
-
-
-@inlined
-def fold(words: Words, reals: Reals, inputs: Inputs, h: int, row: int, time: int, newest: int) -> None:
-    """Fold an event into every track; `newest` is the slot's newest event time, with this one."""
-    for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
-        kind = words[t + KIND]
-        if kind == TILES:
-            _fold_tile(words, reals, inputs, h, t, row, time, newest)
-        elif kind == SESSIONS:
-            _fold_session(words, reals, inputs, h, t, row, time, newest)
-        else:
-            _add_event(words, inputs, h, t, row, time, newest)
+@compiled
+def fold_apart(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, row: int, time: int, newest: int) -> None:
+    """Fold an event into a track that is not tiles; `newest` is the slot's newest event time, with this one."""
+    if words[t + KIND] == SESSIONS:
+        _fold_session(words, reals, inputs, h, t, row, time, newest)
+    else:
+        _add_event(words, inputs, h, t, row, time, newest)
 
 
 @compiled

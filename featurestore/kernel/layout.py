@@ -27,6 +27,8 @@ HEAD = 3
 
 # Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.
 compiled = njit(nogil=True, error_model="numpy", _nrt=False)
+# For what is called once an event, where a call costs as much as the work. LLVM compiles all that a function calls once
+# more with each caller: deep chains of these take their time.
 inlined = njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)
 
 

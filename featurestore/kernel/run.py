@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featurestore.kernel.finishes import finish_out, finish_pair
-from featurestore.kernel.folding import fold, forget, would_overflow
+from featurestore.kernel.finishes import COUNT, finish_bundle, finish_out
+from featurestore.kernel.folding import add_input, fold_apart, forget, would_overflow
 from featurestore.kernel.layout import (
     ACC_MOST,
     CACHE,
@@ -13,6 +13,7 @@ from featurestore.kernel.layout import (
     CHECKS,
     CLASS_BITS,
     CLOCKS,
+    CODE,
     DELAY,
     DIRTY_FIRST,
     DIRTY_NEXT,
@@ -38,8 +39,9 @@ from featurestore.kernel.layout import (
     LENGTH,
     LONGEST,
     NEWEST,
-    NONE,
+    OUT_N,
     OUT_WORDS,
+    OUTPUT,
     OVERFLOW,
     PARTITION,
     PARTITIONS,
@@ -50,7 +52,7 @@ from featurestore.kernel.layout import (
     SESSIONS,
     SIMPLE,
     STRIDE,
-    TRACK,
+    TILES,
     TRACK_WORDS,
     TRACKS,
     TRACKS_END,
@@ -65,7 +67,8 @@ from featurestore.kernel.layout import (
     inlined,
 )
 from featurestore.kernel.prefetch import fetch
-from featurestore.kernel.windows import gathered, tiles, window
+from featurestore.kernel.runs import tile_of
+from featurestore.kernel.windows import gathered, tiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,72 +107,12 @@ def _is_late(words: Words, time: int, limit: int) -> bool:
     return True
 
 
-@inlined
-def _finish(
-    words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, as_of: int, results: Results, step: int
-) -> None:
-    """Write the entity's features as of `as_of`, or of its newest event when that is later; nulls for no entity."""
-    effective, only, found = as_of, ZERO, 0
-    if entity < 0:
-        _nothing(results, step)
-        results.effective[step] = effective
-        return
-    for p in range(words[PARTITIONS]):
-        h = slots[entity, p]
-        if h:
-            effective, only, found = max(effective, words[h + NEWEST]), h, found + 1
-    results.effective[step] = effective
-    for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
-        if found == 1 and words[g + SIMPLE]:
-            closed, last = tiles(words, reals, only, g, effective - words[g + LENGTH] + 1)
-            if closed:
-                for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
-                    finish_pair(words, reals, out, closed, last, results, step)
-                continue
-            base = last
-        elif found == 1 and words[words[g + TRACK] + KIND] != LATEST:
-            base = window(words, reals, only, g, effective, words[SCRATCH])
-        else:
-            base = gathered(words, reals, slots, entity, g, effective)
-        if base == 0:
-            base = words[SCRATCH] + 2 * words[ACC_MOST]  # always empty
-        for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
-            finish_out(words, reals, out, base, effective - words[g + DELAY], results, step)
-
-
 @compiled
 def _nothing(results: Results, step: int) -> None:
     """Say that the step has no features."""
     for j in range(results.words.shape[0]):
         results.words[j, step] = 0
         results.valid[j, step] = False
-
-
-@compiled
-def _mark(words: Words, h: int) -> None:
-    """Put a slot on the list of those that were written to."""
-    words[h + DIRTY_NEXT] = words[DIRTY_FIRST]
-    words[DIRTY_FIRST] = h
-
-
-@inlined
-def _fold_step(words: Words, reals: Reals, slots: NDArray[np.int64], steps: Steps, inputs: Inputs, i: int) -> int:
-    """Fold the event of step `i`; what became of it."""
-    entity, partition, time = steps.entity[i], steps.partition[i], steps.time[i]
-    h = slots[entity, partition]
-    if h == 0:
-        h = slots[entity, partition] = new_slot(words, entity, partition)
-    if steps.offset[i] > words[h + LAST_OFFSET]:
-        newest = max(words[h + NEWEST], time)
-        if words[CHECKS] and would_overflow(words, inputs, h, steps.row[i], time, newest):
-            return OVERFLOW
-        if time < words[h + NEWEST]:
-            forget(words, h)  # it may fall into a closed tile
-        words[h + NEWEST], words[h + LAST_OFFSET] = newest, steps.offset[i]
-        if words[h + DIRTY_NEXT] < 0:
-            _mark(words, h)
-        fold(words, reals, inputs, h, steps.row[i], time, newest)
-    return FOLDED
 
 
 @entry
@@ -186,6 +129,10 @@ def sort_out(words: Words, steps: Steps, results: Results, emit: bool) -> None:
                 status = LATE
             elif steps.entity[i] < 0:
                 status = KEYLESS
+        elif steps.entity[i] < 0:
+            status = FOLDED
+            _nothing(results, i)
+            results.effective[i] = steps.time[i]
         results.status[i] = status
         if status != PENDING and emit:
             _nothing(results, i)
@@ -258,12 +205,8 @@ def run(
 
     `slots` are the addresses of heads by entity and partition, 0 for none. A folded event gets a row of results when
     `emit` is set; a read always does. Entities do not know of each other: each one's steps are done together, in
-    order, while its state is at hand.
+    order, while its state is at hand. It is one long function since calls would cost as much as their work.
     """
-    for i in range(begin, end):
-        if results.status[i] == PENDING and steps.entity[i] < 0:
-            results.status[i] = FOLDED
-            _finish(words, reals, slots, NONE, steps.time[i], results, i)
     chains = _chain(steps, results, begin, end, following, last)
     room = words.shape[0] - words[RESERVE]
     for chain in range(chains):
@@ -273,14 +216,65 @@ def run(
         while i >= begin:
             if words[USED] + 4 * words[LONGEST] > room or words[WANTED] > 0:
                 return False
-            status = FOLDED
-            if steps.row[i] >= 0:
-                status = _fold_step(words, reals, slots, steps, inputs, i)
-            results.status[i] = status
-            if status != FOLDED:
-                if emit:
-                    _nothing(results, i)
-            elif steps.row[i] < 0 or emit:
-                _finish(words, reals, slots, steps.entity[i], steps.time[i], results, i)
-            i = begin + following[0, i - begin]
+            entity, time, row = steps.entity[i], steps.time[i], steps.row[i]
+            following_step = begin + following[0, i - begin]
+
+            # Fold the event.
+            if row >= 0:
+                partition = steps.partition[i]
+                h = slots[entity, partition]
+                if h == 0:
+                    h = slots[entity, partition] = new_slot(words, entity, partition)
+                newest, before = max(words[h + NEWEST], time), words[h + NEWEST]
+                is_new = steps.offset[i] > words[h + LAST_OFFSET]
+                if is_new and words[CHECKS] and would_overflow(words, inputs, h, row, time, newest):
+                    results.status[i] = OVERFLOW
+                    if emit:
+                        _nothing(results, i)
+                    i = following_step
+                    continue
+                if is_new:
+                    words[h + NEWEST], words[h + LAST_OFFSET] = newest, steps.offset[i]
+                    if time < before:
+                        forget(words, h)  # it may fall into a closed tile
+                    if words[h + DIRTY_NEXT] < 0:
+                        words[h + DIRTY_NEXT], words[DIRTY_FIRST] = words[DIRTY_FIRST], h
+                    for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
+                        if words[t + KIND] == TILES:
+                            at = tile_of(words, h, t, time, newest)
+                            if at:
+                                add_input(words, reals, inputs, t, at, row, time)
+                        else:
+                            fold_apart(words, reals, inputs, h, t, row, time, newest)
+            results.status[i] = FOLDED
+            if row >= 0 and not emit:
+                i = following_step
+                continue
+
+            # Finish its entity's windows.
+            effective, only, found = time, ZERO, 0
+            for p in range(words[PARTITIONS]):
+                h = slots[entity, p]
+                if h:
+                    effective, only, found = max(effective, words[h + NEWEST]), h, found + 1
+            results.effective[i] = effective
+            for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
+                closed, base = ZERO, ZERO
+                if found == 1 and words[g + SIMPLE]:
+                    closed, base = tiles(words, reals, only, g, effective - words[g + LENGTH] + 1)
+                elif found:
+                    base = gathered(words, reals, slots, entity, g, effective)
+                if base == 0:
+                    base = words[SCRATCH] + 2 * words[ACC_MOST]  # always empty
+                for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
+                    if words[g + SIMPLE] and words[out + CODE] != COUNT:
+                        finish_bundle(words, reals, out, closed, base, results, i)
+                    elif words[g + SIMPLE]:
+                        n = words[base + words[out + OUT_N]]
+                        if closed:
+                            n += words[closed + words[out + OUT_N]]
+                        results.words[words[out + OUTPUT], i] = n
+                    else:
+                        finish_out(words, reals, out, base, effective - words[g + DELAY], results, i)
+            i = following_step
     return True

@@ -166,3 +166,14 @@ def tile(words: Words, h: int, t: int, time: int, newest: int) -> int:
         make_room(words, h, t, gone)
         at -= gone  # the tile is not older than the oldest
     return insert(words, h, t, at, index)
+
+
+@inlined
+def tile_of(words: Words, h: int, t: int, time: int, newest: int) -> int:
+    """The same, for events that mostly fall into the newest tile."""
+    run, hop = h + words[t + RUN], words[t + HOP]
+    count = words[run + 1] >> CLASS_BITS
+    at = words[run] + (count - 1) * words[t + STRIDE]
+    if count == 0 or time < words[at] * hop or time - words[at] * hop >= hop:
+        at = tile(words, h, t, time, newest)
+    return at

@@ -309,7 +309,7 @@ def _latest(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, g
         if slots[entity, p]:
             found += count_of(words, slots[entity, p], t)
     for i in range(found):
-        chosen, record = 0, 0
+        chosen, record = ZERO, ZERO
         for p in range(partitions):
             h = slots[entity, p]
             if h and words[cursors + p] < count_of(words, h, t):

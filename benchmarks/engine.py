@@ -1,0 +1,218 @@
+"""The window engine against what a Python team would use instead, one core each, in turn, medians of ratios.
+
+Work W: events of 100,000 keys (Zipf 1.2), 10 ms apart; count, sum, min, max and std of a value over 5 minutes, an hour
+and a day, after every event. Each contender goes from a frame of events to columns of features. Polars and DuckDB
+compute windows that are exact to the millisecond; onceflow's tiled windows are what it stores, its exact ones the same
+values as theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from featurestore import Count, Entity, Max, Min, Source, Std, Sum, View, Window, view, window
+from featurestore.engine import ViewState
+from featurestore.frames import META, entity_codes, feature_columns, lane_inputs
+from featurestore.kernel import Steps
+from featurestore.plan import compiled
+
+START = 1_700_000_000_000
+PERIODS = ("5m", "1h", "1d")
+SOURCE = Source("payments", schema={"card": int, "amount": float, "at": "timestamp[ms]"}, event_time="at", key="card")
+RUNS = 5
+
+
+def view_of(windows: Sequence[str | Window]) -> View:
+    members = {"n": Count(), "total": Sum("amount"), "low": Min("amount"), "high": Max("amount"), "std": Std("amount")}
+    return view(entity=Entity("card", key="card"), source=SOURCE, windows=windows)(type("Spend", (), members))
+
+
+TILED = view_of(PERIODS)
+EXACT = view_of([window(period, exact=True) for period in PERIODS])
+
+
+def events(count: int, keys: int, *, seed: int = 1, even: bool = False) -> pl.DataFrame:
+    """An event frame: offsets and times rise, cards are drawn."""
+    rng = np.random.default_rng(seed)
+    cards = rng.integers(0, keys, count) if even else _zipf(rng, count, keys)
+    at = START + 10 * np.arange(count)
+    columns = {"card": cards, "amount": rng.lognormal(3, 1, count).round(2), "at": at}
+    meta = {"_partition": np.zeros(count, np.int32), "_offset": np.arange(count), "_timestamp": at, "_time": at}
+    return pl.DataFrame({**columns, **meta}).cast(pl.Schema(META))
+
+
+def _zipf(rng: np.random.Generator, count: int, keys: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    found = np.zeros(0, np.int64)
+    while len(found) < count:
+        drawn = rng.zipf(1.2, 2 * count)
+        found = np.concatenate([found, drawn[drawn <= keys] - 1])
+    return found[:count]
+
+
+def steps_of(frame: pl.DataFrame, numbers: np.ndarray[Any, np.dtype[np.int64]]) -> Steps:
+    partitions = np.zeros(len(frame), np.int64)
+    return Steps(np.arange(len(frame)), numbers, partitions, frame["_time"].to_numpy(), frame["_offset"].to_numpy())
+
+
+def after_each(made: View, frame: pl.DataFrame) -> dict[str, pa.Array]:
+    """Features right after every event."""
+    state = ViewState(compiled(made), 1)
+    codes, keys = entity_codes(frame, ["card"])
+    numbers = state.number(keys)[codes]
+    results = state.run(steps_of(frame, numbers), lane_inputs(state.plan, frame), emit=True)
+    return feature_columns(state.plan, results)
+
+
+def at_rows(made: View, frame: pl.DataFrame, rows: pl.DataFrame) -> dict[str, pa.Array]:
+    """Features of (card, time) rows, each after the events up to its time; rows are in order of time."""
+    state = ViewState(compiled(made), 1)
+    both = pl.concat([frame.select("card", "_time"), rows.select("card", "_time")])
+    codes, keys = entity_codes(both, ["card"])
+    numbers, folded = state.number(keys)[codes], len(frame)
+    order = np.argsort(both["_time"].to_numpy(), kind="stable")
+    is_row = order >= folded
+    row = np.where(is_row, -1, order)
+    nothing = np.zeros(len(both), np.int64)
+    steps = Steps(row, numbers[order], nothing, both["_time"].to_numpy()[order], np.where(is_row, -1, order))
+    results = state.run(steps, lane_inputs(state.plan, frame), emit=False)
+    return feature_columns(state.plan, results, np.flatnonzero(is_row))
+
+
+_AGGREGATES = (
+    pl.len().alias("n"),
+    pl.col("amount").sum().alias("total"),
+    pl.col("amount").min().alias("low"),
+    pl.col("amount").max().alias("high"),
+    pl.col("amount").std().alias("std"),
+)
+
+
+def with_polars(frame: pl.DataFrame) -> list[pl.DataFrame]:
+    timed = frame.select("card", "amount", pl.col("at").cast(pl.Datetime("ms")))
+    return [timed.rolling("at", period=period, group_by="card").agg(*_AGGREGATES) for period in PERIODS]
+
+
+def asof_with_polars(frame: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """As feature stores do: features after every event are computed first, then joined as of each row's time."""
+    asked = rows.select("card", pl.col("_time").cast(pl.Datetime("ms")).alias("at"))
+    for period, features in zip(PERIODS, with_polars(frame), strict=True):
+        ready = features.sort("at").rename({name: f"{name}_{period}" for name in ("n", "total", "low", "high", "std")})
+        asked = asked.join_asof(ready, on="at", by="card", check_sortedness=False)
+    return asked
+
+
+def with_duckdb(frame: pl.DataFrame) -> pa.Table:
+    connection = duckdb.connect(config={"threads": 1})
+    connection.register("events", frame.select("card", "amount", pl.col("at").cast(pl.Datetime("ms"))).to_arrow())
+    seconds = {"5m": 300, "1h": 3_600, "1d": 86_400}
+    parts, windows = [], []
+    for period in PERIODS:
+        functions = ("count(*)", "sum(amount)", "min(amount)", "max(amount)", "stddev_samp(amount)")
+        parts += [f"{function} over w{period} as c{len(parts) + i}" for i, function in enumerate(functions)]
+        before = f"interval {seconds[period] * 1_000 - 1} milliseconds"
+        windows.append(
+            f'w{period} as (partition by card order by "at" range between {before} preceding and current row)'
+        )
+    return connection.sql(f"select {', '.join(parts)} from events window {', '.join(windows)}").to_arrow_table()
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def in_turn(works: Mapping[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each work, run by run: they take turns, so that a slow moment of the machine strikes all."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            found[name].append(seconds_of(work))
+    return found
+
+
+def ratio(found: Mapping[str, Sequence[float]], slow: str, fast: str) -> float:
+    return statistics.median(a / b for a, b in zip(found[slow], found[fast], strict=True))
+
+
+def _starts() -> tuple[float, float]:
+    """Seconds until the kernel has folded a first event, compiled anew and from the cache."""
+    code = (
+        "import time; begun = time.perf_counter(); from benchmarks import engine; ready = time.perf_counter();"
+        "engine.after_each(engine.TILED, engine.events(10, 10)); print(time.perf_counter() - ready)"
+    )
+    import tempfile  # noqa: PLC0415 - for this measurement only
+
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        runs = [
+            subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+            for _ in range(2)
+        ]
+    first, second = (float(run.stdout) for run in runs)
+    return first, second
+
+
+def measure(count: int = 1_000_000, runs: int = RUNS) -> dict[str, float]:
+    """All figures, by name."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    frame, even = events(count, 100_000), events(count, 100_000, even=True)
+    rows = events(count // 5, 100_000, seed=2).with_columns((pl.col("_time") - START) * 5 + START)
+    after_each(TILED, frame[:100]), after_each(EXACT, frame[:100])
+    found = in_turn(
+        {
+            "tiled": lambda: after_each(TILED, frame),
+            "exact": lambda: after_each(EXACT, frame),
+            "even": lambda: after_each(TILED, even),
+            "few keys": lambda: after_each(TILED, events(count, 1_000)),
+            "a quarter": lambda: after_each(TILED, frame[: count // 4]),
+            "at rows": lambda: at_rows(TILED, frame, rows),
+            "Polars": lambda: with_polars(frame),
+            "Polars as of": lambda: asof_with_polars(frame, rows),
+        },
+        runs,
+    )
+    few = in_turn({"tiled": lambda: after_each(TILED, frame), "DuckDB": lambda: with_duckdb(frame)}, 1)
+    first, second = _starts()
+    return {
+        "events/s, tiled windows": count / statistics.median(found["tiled"]),
+        "events/s, exact windows": count / statistics.median(found["exact"]),
+        "events/s, tiled windows, even keys": count / statistics.median(found["even"]),
+        "events/s, Polars": count / statistics.median(found["Polars"]),
+        "events/s, DuckDB": count / few["DuckDB"][0],
+        "tiled, times Polars' rolling": ratio(found, "Polars", "tiled"),
+        "exact, times Polars' rolling": ratio(found, "Polars", "exact"),
+        "tiled, times DuckDB's range windows": few["DuckDB"][0] / few["tiled"][0],
+        "time of exact over tiled": ratio(found, "exact", "tiled"),
+        "at 200,000 rows, times Polars' as-of join": ratio(found, "Polars as of", "at rows"),
+        "time of 4 times the events": ratio(found, "tiled", "a quarter"),
+        "time of 100,000 keys over 1,000": ratio(found, "tiled", "few keys"),
+        "s to compile the kernel": first,
+        "s to load it from the cache": second,
+    }
+
+
+def main() -> None:
+    os.environ["POLARS_MAX_THREADS"] = "1"
+    code = "from benchmarks import engine; import json; print(json.dumps(engine.measure()))"
+    import json  # noqa: PLC0415 - the measurement is a process of its own: Polars takes its threads when imported
+
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    table = Table("engine, one core, medians", "", title_justify="left")
+    for name, value in json.loads(done.stdout.splitlines()[-1]).items():
+        table.add_row(name, f"{value:,.0f}" if value > 1_000 else f"{value:,.2f}")
+    Console().print(table)
