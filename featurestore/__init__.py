@@ -3,6 +3,7 @@
 from polars import col
 
 from featurestore.aggregates import Aggregate, Count, First, Last, Max, Mean, Min, Std, Sum, Window, window
+from featurestore.deferred import defer
 from featurestore.definitions import Derived, Feature, View, derived, view
 from featurestore.errors import (
     ConfigError,
@@ -47,3 +48,5 @@ __all__ = [
     "view",
     "window",
 ]
+
+defer("numba.np.linalg", "scipy.linalg.cython_blas", "scipy.linalg.cython_lapack")  # no kernel multiplies matrices

@@ -15,6 +15,9 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 
 def defer(importer: str, *modules: str) -> None:
     """Let the package or module `importer`, unless it is there already, import `modules` only when it uses them.
@@ -26,6 +29,20 @@ def defer(importer: str, *modules: str) -> None:
     _FINDER.wanted[importer] = frozenset(modules)
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
+
+
+def spare_pandas() -> None:
+    """Keep pyarrow from importing pandas, where that is installed, at its first array, only to know pandas' own values.
+
+    Unless pandas is there already: then who imported it may hand such values to pyarrow. Conversions from and to its
+    frames and series go on as ever.
+    """
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _NO_PANDAS)
+        try:
+            pa.array(np.zeros(1)).to_numpy()  # both ways: it asks once for each
+        finally:
+            sys.meta_path.remove(_NO_PANDAS)
 
 
 class _Later:
@@ -99,3 +116,13 @@ class _Finder(MetaPathFinder):
 
 
 _FINDER = _Finder()
+
+
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None) -> None:
+        """Find all but pandas elsewhere."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError(name=fullname)
+
+
+_NO_PANDAS = _NoPandas()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import typer
 
+from featurestore.deferred import spare_pandas
 from learner.store import ModelStore
-from onceflow.metrics import WorkerCollector, serve_metrics
 from onceflow.modules import load as load_module
 from onceflow.runtime import build_worker, run_worker
 from onceflow.services import ReplayService
@@ -22,8 +22,12 @@ def run(*, module: str, mode: str | None, until_end: bool) -> None:
     A replay leaves the models that it ends with in the model store, as champions.
     """
     settings = load_settings(Path.cwd(), os.environ, mode=mode)
-    worker = build_worker(load_module(module), settings, until_end=until_end)
+    definitions = load_module(module)
+    spare_pandas()
+    worker = build_worker(definitions, settings, until_end=until_end)
     if settings.metrics_port:
+        from onceflow.metrics import WorkerCollector, serve_metrics  # noqa: PLC0415 - most do not need it
+
         serve_metrics(WorkerCollector(worker.stats, worker.processors), settings.metrics_port)
     run_worker(worker, settings)
     learnt = [processor for processor in worker.processors if isinstance(processor, ReplayService)]
