@@ -89,8 +89,11 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
     return Mirror(settings.data, feeds, settings.grid), list(feeds)
 
 
-def build_worker(definitions: Definitions, settings: Settings, *, until_end: bool = False) -> Worker:
+def build_worker(
+    definitions: Definitions, settings: Settings, publisher: Publisher | None = None, *, until_end: bool = False
+) -> Worker:
     """A worker over all views and services of the definitions, with its topics in place."""
+    publisher = publisher or Publisher(settings.kafka)
     partitions = prepare_topics(definitions, settings, wait_for_kafka(settings.kafka))
     mirror, feeds = mirror_of(definitions, settings)
     options = Options(
@@ -107,7 +110,7 @@ def build_worker(definitions: Definitions, settings: Settings, *, until_end: boo
         processors=processors_of(definitions, settings),
         partitions=partitions,
         store=connect(settings.redis, patience=None),
-        publisher=Publisher(settings.kafka),
+        publisher=publisher,
         mirror=mirror,
         mirrored=feeds,
         options=options,
