@@ -2,8 +2,8 @@
 
 from polars import col
 
+from featurestore import deferred
 from featurestore.aggregates import Aggregate, Count, First, Last, Max, Mean, Min, Std, Sum, Window, window
-from featurestore.deferred import defer
 from featurestore.definitions import Derived, Feature, View, derived, view
 from featurestore.errors import (
     ConfigError,
@@ -49,4 +49,5 @@ __all__ = [
     "window",
 ]
 
-defer("numba.np.linalg", "scipy.linalg.cython_blas", "scipy.linalg.cython_lapack")  # no kernel multiplies matrices
+# No kernel multiplies matrices.
+deferred.defer("numba.np.linalg", "scipy.linalg.cython_blas", "scipy.linalg.cython_lapack")
