@@ -10,7 +10,7 @@ demo: .venv/.synced
 	@$(BIN)/onceflow demo
 
 test: .venv/.synced
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.synced
 	@$(BIN)/ruff check

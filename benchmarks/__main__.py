@@ -1,6 +1,11 @@
-"""`python -m benchmarks`: every benchmark."""
+"""`python -m benchmarks [NAME...]`: every benchmark, or those named."""
 
-from benchmarks import stream
+import sys
+
+from benchmarks import start, stream
+
+BENCHMARKS = {"stream": stream.main, "start": start.main}
 
 if __name__ == "__main__":
-    stream.main()
+    for name in sys.argv[1:] or BENCHMARKS:
+        BENCHMARKS[name]()

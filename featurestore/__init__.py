@@ -2,6 +2,7 @@
 
 from polars import col
 
+from featurestore import deferred
 from featurestore.aggregates import (
     Aggregate,
     All,
@@ -83,3 +84,6 @@ __all__ = [
     "view",
     "window",
 ]
+
+# No kernel multiplies matrices.
+deferred.defer("numba.np.linalg", "scipy.linalg.cython_blas", "scipy.linalg.cython_lapack")

@@ -7,7 +7,7 @@ A record is accepted when it is one JSON object (RFC 8259, UTF-8) whose known fi
 - "str" takes strings only and never parses them; escaped NULs and control characters are kept, lone surrogates refused;
 - "bool" takes `true` and `false` only;
 - a missing or null field is null, unless it is required;
-- of a repeated field the last value counts, and every one must have the right type;
+- of a repeated field the last value counts, and every one must be allowed: of its type, in range, not null if required;
 - unknown fields are skipped: they must be well-formed JSON, and no more is asked of them.
 
 The fate of a record never depends on its neighbours, so any cut into batches gives the same rows. There is one decoder,

@@ -15,11 +15,13 @@ from tempfile import TemporaryDirectory
 from featurestore.errors import ConfigError, UnavailableError
 
 HOST = "127.0.0.1"
+STOP_SECONDS = 5.0
+"""What a process gets to stop in order before it is killed."""
 
 _GUARD = Path(__file__).with_name("guard.py")
 _PORT_TRIES = 5
 _POLL_SECONDS = 0.02
-_STOP_SECONDS = 8.0
+_GUARD_SECONDS = 3.0  # beyond that
 _LOG_LINES = 8
 
 
@@ -45,12 +47,14 @@ class Program:
 
     `command` gives the argument list for a port and a directory of the server's own; `answers` asks a connected socket
     one question of the server's protocol, and raises OSError or returns False while there is no good answer.
+    `stop_seconds` is what it gets to stop in order before it is killed: nothing, if it keeps nothing.
     """
 
     name: str
     command: Callable[[int, Path], Sequence[str]]
     answers: Callable[[socket.socket], bool]
     ready_seconds: float = 15.0
+    stop_seconds: float = STOP_SECONDS
 
 
 class _PortTakenError(Exception):
@@ -90,7 +94,7 @@ def _start_on(program: Program, port: int, directory: Path) -> tuple[subprocess.
     with log.open("wb") as output:
         # A session of its own: Ctrl-C in the terminal must reach us first, so that workers stop before their servers.
         guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_GUARD), *program.command(port, directory)],
+            [sys.executable, "-I", "-S", str(_GUARD), str(program.stop_seconds), *program.command(port, directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
@@ -136,7 +140,7 @@ def _stop(guard: subprocess.Popen[str]) -> None:
     assert guard.stdout is not None
     guard.stdin.close()
     try:
-        guard.wait(_STOP_SECONDS)
+        guard.wait(STOP_SECONDS + _GUARD_SECONDS)
     except subprocess.TimeoutExpired:
         guard.kill()
         guard.wait()

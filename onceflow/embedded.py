@@ -36,7 +36,8 @@ def kafka(port: int = 0, directory: Path | None = None) -> Iterator[Server]:
         storage = ["--storage-engine", "memory://tansu/"]
         return [binary, "broker", "--listener-url", url, "--advertised-listener-url", url, *storage]
 
-    with run(Program("kafka", command, kafka_answers), port, directory) as server:
+    # Told to stop, it would wait for seconds for its connections to end.
+    with run(Program("kafka", command, kafka_answers, stop_seconds=0.0), port, directory) as server:
         yield server
 
 

@@ -1,9 +1,10 @@
 """Runs one server as its child and makes sure that the server never outlives the process that asked for it.
 
-Run as a script: `python -I -S guard.py COMMAND...`. Standard input is a pipe that nobody writes to: its end means that
-the asking process stopped, in whatever way. That holds whichever of its threads asked, and on every Unix; Linux's
-parent-death signal is bound to one thread. Here, in a process of one thread, it covers the death of the guard itself.
-The server's process id is printed as one line; its output goes to standard error.
+Run as a script: `python -I -S guard.py SECONDS COMMAND...`; told to stop, the server has so long before it is killed.
+Standard input is a pipe that nobody writes to: its end means that the asking process stopped, in whatever way. That
+holds whichever of its threads asked, and on every Unix; Linux's parent-death signal is bound to one thread. Here, in a
+process of one thread, it covers the death of the guard itself. The server's process id is printed as one line; its
+output goes to standard error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import subprocess
 import sys
 
 POLL_SECONDS = 0.1
-STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -33,17 +33,17 @@ def watch(server: subprocess.Popen[bytes], parent: int) -> None:
             return
 
 
-def stop(server: subprocess.Popen[bytes]) -> None:
-    """Terminate the server; kill it if it does not go."""
+def stop(server: subprocess.Popen[bytes], seconds: float) -> None:
+    """Terminate the server; kill it if it does not go within the time."""
     server.terminate()
     try:
-        server.wait(STOP_SECONDS)
+        server.wait(seconds)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
 
 
-def main(command: list[str]) -> int:
+def main(seconds: float, command: list[str]) -> int:
     """Run the command until it ends or is no longer wanted, and return its exit code."""
     parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -52,9 +52,9 @@ def main(command: list[str]) -> int:
         print(server.pid, flush=True)  # noqa: T201 - the asking process reads it
         watch(server, parent)
     finally:
-        stop(server)
+        stop(server, seconds)
     return server.returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import OnceflowError
+from onceflow.children import STOP_SECONDS
 
 _GUARD = Path(__file__).with_name("guard.py")
 _LOG_LINES = 12
@@ -56,7 +57,7 @@ def running(arguments: Sequence[str], log: Path, environment: Mapping[str, str])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_GUARD), sys.executable, "-m", "onceflow", *arguments],
+            [sys.executable, "-I", "-S", str(_GUARD), str(STOP_SECONDS), sys.executable, "-m", "onceflow", *arguments],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

@@ -19,10 +19,15 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def topic_partitions(kafka: str) -> dict[str, int]:
-    """The number of partitions of every topic there is; UnavailableError when Kafka does not answer."""
+def admin_client(kafka: str) -> AdminClient:
+    """A client that connects to Kafka when it is asked something, and again soon when Kafka was away."""
+    return AdminClient({"bootstrap.servers": kafka, "reconnect.backoff.max.ms": 500, "log_level": 0})
+
+
+def topic_partitions(kafka: str, admin: AdminClient | None = None, seconds: float = 10.0) -> dict[str, int]:
+    """The number of partitions of every topic there is; UnavailableError when Kafka does not answer in time."""
     try:
-        topics = AdminClient({"bootstrap.servers": kafka, "log_level": 0}).list_topics(timeout=10).topics
+        topics = (admin or admin_client(kafka)).list_topics(timeout=seconds).topics
     except KafkaException as error:
         raise UnavailableError(f"cannot reach Kafka at {kafka}: {error.args[0].str()}") from error
     return {name: len(topic.partitions) for name, topic in topics.items()}

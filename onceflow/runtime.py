@@ -6,13 +6,14 @@ import gc
 import logging
 import secrets
 import time
+from collections.abc import Mapping
 
 from featurestore import UnavailableError, View
 from featurestore.online import connect
 from learner.store import ModelStore
 from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
-from onceflow.reading import now_ms, topic_partitions
+from onceflow.reading import admin_client, now_ms, topic_partitions
 from onceflow.services import LiveService, ReplayService
 from onceflow.settings import Settings
 from streams.app import build_app, run
@@ -25,6 +26,8 @@ from streams.worker import Options, Worker
 
 log = logging.getLogger(__name__)
 
+ASK_SECONDS = 2.0
+"""How long Kafka may take to answer before a worker says that it does not."""
 RETRY_SECONDS = 0.5
 
 
@@ -34,36 +37,35 @@ def views_of(definitions: Definitions) -> list[View]:
     return list({view.key: view for view in named}.values())
 
 
-def wait_for_kafka(kafka: str) -> None:
-    """Return when Kafka answers, however long that takes."""
-    said = False
+def wait_for_kafka(kafka: str) -> dict[str, int]:
+    """The number of partitions of every topic there is, as soon as Kafka answers, however long that takes."""
+    admin, said = admin_client(kafka), False
     while True:
         try:
-            topic_partitions(kafka)
+            return topic_partitions(kafka, admin, ASK_SECONDS)
         except UnavailableError as error:
             if not said:
                 log.warning("%s; retrying", error)
                 said = True
             time.sleep(RETRY_SECONDS)
-        else:
-            return
 
 
-def prepare_topics(definitions: Definitions, settings: Settings) -> dict[str, int]:
-    """Create the topics that the definitions need and that are not there; returns partitions by topic.
+def prepare_topics(definitions: Definitions, settings: Settings, there: Mapping[str, int]) -> dict[str, int]:
+    """Create the topics that the definitions need and that are not `there`; returns partitions by topic.
 
     What is made from a source topic has as many partitions as it.
     """
     sources = {view.source.name for view in views_of(definitions)} | set(definitions.sources)
     sources |= {s.name for service in definitions.services.values() for s in (service.on, service.label.source)}
-    there = topic_partitions(settings.kafka)
-    ensure_topics(settings.kafka, {name: settings.partitions for name in sources if name not in there})
-    there = topic_partitions(settings.kafka)
+    if absent := sources - there.keys():
+        ensure_topics(settings.kafka, dict.fromkeys(absent, settings.partitions))
+        there = topic_partitions(settings.kafka)
     wanted = {f"{name}.{suffix}": there[name] for name in sources for suffix in ("dlq", "late")}
     wanted |= {feature_topic(view): there[view.source.name] for view in views_of(definitions)}
     wanted |= {prediction_topic(s.name): there[s.on.name] for s in definitions.services.values()}
-    ensure_topics(settings.kafka, {name: count for name, count in wanted.items() if name not in there})
-    return there | wanted
+    if absent := wanted.keys() - there.keys():
+        ensure_topics(settings.kafka, {name: wanted[name] for name in absent})
+    return {**there, **wanted}
 
 
 def processors_of(definitions: Definitions, settings: Settings) -> list[Processor]:
@@ -87,10 +89,12 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
     return Mirror(settings.data, feeds, settings.grid), list(feeds)
 
 
-def build_worker(definitions: Definitions, settings: Settings, *, until_end: bool = False) -> Worker:
+def build_worker(
+    definitions: Definitions, settings: Settings, publisher: Publisher | None = None, *, until_end: bool = False
+) -> Worker:
     """A worker over all views and services of the definitions, with its topics in place."""
-    wait_for_kafka(settings.kafka)
-    partitions = prepare_topics(definitions, settings)
+    publisher = publisher or Publisher(settings.kafka)
+    partitions = prepare_topics(definitions, settings, wait_for_kafka(settings.kafka))
     mirror, feeds = mirror_of(definitions, settings)
     options = Options(
         replay=settings.mode == "replay",
@@ -106,7 +110,7 @@ def build_worker(definitions: Definitions, settings: Settings, *, until_end: boo
         processors=processors_of(definitions, settings),
         partitions=partitions,
         store=connect(settings.redis, patience=None),
-        publisher=Publisher(settings.kafka),
+        publisher=publisher,
         mirror=mirror,
         mirrored=feeds,
         options=options,

@@ -65,6 +65,14 @@ class App(faust.App):  # type: ignore[misc]
     delivery: Delivery
     alone: bool
 
+    def receive(self, topic: Any, function: Callable[[Any], Awaitable[None]]) -> None:  # noqa: ANN401
+        """Make an agent, as `agent` does, but for the search of all modules for the place where that was called."""
+        agent = self.conf.Agent(
+            function, name=f"receive {topic.topics[0]}", app=self, channel=topic, on_error=self._on_agent_error
+        )
+        self.agents[agent.name] = agent
+        self.topics.beacon.add(agent)
+
     async def on_first_start(self) -> None:
         """Make no directories: nothing is kept on disk."""
 
@@ -114,6 +122,7 @@ def build_app(
         stream_wait_empty=False,
         agent_supervisor=CrashingSupervisor,
         TableManager=_Tables,
+        HttpClient=object,  # never made; the usual one takes its time to import
     )
     app.alone = alone
     app.delivery = delivery or Delivery()
@@ -128,7 +137,7 @@ def _receive(app: App, name: str, receive: Receive) -> None:
         async for batch in stream:
             await receive(batch)
 
-    app.agent(batch_topic(app, name), name=f"receive {name}")(agent)
+    app.receive(batch_topic(app, name), agent)
 
 
 async def run_app(app: App, main: Main | None = None) -> None:

@@ -24,6 +24,7 @@ class Stats:
     rejected: Counter[str] = field(default_factory=Counter)
     late: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by stage of the work
+    first_fold: int | None = None  # when the first chunk had been folded, wall-clock time in ms
     first_at: float | None = None
     last_at: float | None = None
     cpu_first: float = 0.0  # of the whole process
@@ -69,6 +70,7 @@ class Stats:
             "rejected": dict(self.rejected),
             "late": self.late,
             "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
+            "first_fold": self.first_fold,
             "stream_time": self.stream_time,
             "freshness_p50_ms": self.freshness_at(0.5),
             "freshness_p99_ms": self.freshness_at(0.99),

@@ -286,6 +286,8 @@ class Worker:
                 load(answers)
         publish = self.mirror is not None
         turn = await asyncio.to_thread(self._work.turn, chunk, self.now(), publish=publish)
+        if stats.first_fold is None:
+            stats.first_fold = self.now()
         await self._stored()
         self._storing = asyncio.create_task(self._store(turn))
 

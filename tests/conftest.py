@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import uuid
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ hypothesis.settings.load_profile("onceflow")
 
 GIVEN_KAFKA = os.environ.get("ONCEFLOW_TEST_KAFKA")
 GIVEN_REDIS = os.environ.get("ONCEFLOW_TEST_REDIS")
+SERVERS = {"embedded_pair", "real_pair", "pair", "kafka", "redis_url"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ class Pair:
     name: str
     kafka: str
     redis_url: str
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Where processes take files in turn (`make test`), begin with the longest, so that none is left alone with one."""
+    if hasattr(config, "workerinput"):
+        weights = Counter()
+        for item in items:
+            served = 2 if SERVERS & set(item.fixturenames) else 0.1
+            weights[item.path] += 20 if item.get_closest_marker("slow") else served
+        items.sort(key=lambda item: -weights[item.path])
 
 
 def pytest_collection_finish(session):

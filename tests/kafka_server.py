@@ -57,7 +57,8 @@ def apache_kafka(port=0, directory=None):
         subprocess.run(storage, check=True, capture_output=True)
         return [*java, "kafka.Kafka", str(properties)]
 
-    with run(Program("apache-kafka", command, kafka_answers, ready_seconds=60.0), port, directory) as server:
+    program = Program("apache-kafka", command, kafka_answers, ready_seconds=60.0, stop_seconds=0.0)
+    with run(program, port, directory) as server:
         yield server
 
 

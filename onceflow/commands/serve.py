@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 
 def run(module: str, host: str | None, port: int | None) -> None:
-    """Serve until interrupted. ConfigError: the address is taken. UnavailableError: Kafka does not answer at start."""
+    """Serve until interrupted, then end the process.
+
+    ConfigError: the address is taken. UnavailableError: Kafka does not answer at start.
+    """
     # A request is a few rows: giving them to other threads costs more than the work. Read when Polars is imported.
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
     from onceflow.modules import load as load_module  # noqa: PLC0415
@@ -16,3 +20,7 @@ def run(module: str, host: str | None, port: int | None) -> None:
 
     settings = load_settings(Path.cwd(), os.environ, http_host=host, http_port=port)
     run_server(load_module(module), settings)
+    # A thread of the HTTP server that ends while the interpreter is taken down would panic, and print its stack.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import sys
 
-import onceflow.commands.worker  # noqa: F401
+import onceflow.commands.worker
+import onceflow.runtime  # noqa: F401
 import tests.streams.shop  # noqa: F401 - the imports that take their time
 from onceflow.cli import app
 from onceflow.guard import die_with_parent

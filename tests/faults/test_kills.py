@@ -10,16 +10,17 @@ from tests.featurestore.redis_server import RedisServer
 from tests.streams.working import own_servers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # `pair` makes pytest come back to this module
 def case():
     return Case(secrets.token_hex(4), orders=2_400)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def expected(case, tmp_path_factory):
     return undisturbed(case, tmp_path_factory.mktemp("undisturbed"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_ten_killed_workers_leave_what_one_undisturbed_worker_leaves(pair, case, expected, tmp_path):
     produce(pair.kafka, case.tag, case.records)
@@ -31,6 +32,7 @@ def test_ten_killed_workers_leave_what_one_undisturbed_worker_leaves(pair, case,
     assert len(expected["predictions"]) == 2 * case.orders
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_redis_that_is_killed_and_loses_its_last_writes_loses_nothing(case, expected, tmp_path):
     log = ("--appendonly", "yes", "--appendfsync", "everysec")

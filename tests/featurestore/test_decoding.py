@@ -92,11 +92,18 @@ def oracle(value: bytes | None) -> dict[str, Any] | None:
         if not isinstance(tree, Pairs):
             return None
         check_tree(tree, 1)
-        row = dict.fromkeys(SCHEMA) | {name: typed(SCHEMA[name], part) for name, part in tree if name in SCHEMA}
+        fields = [(name, typed(SCHEMA[name], part)) for name, part in tree if name in SCHEMA]
     except (ValueError, OverflowError):
         return None
-    good = row["id"] is not None and len(row["id"]) <= MAX_KEY and row["at"] is not None and 0 <= row["at"] <= MAX_TIME
-    return row if good else None
+    row, named = dict.fromkeys(SCHEMA) | dict(fields), {name for name, _ in fields}
+    return row if {"id", "at"} <= named and all(allowed(*each) for each in fields) else None
+
+
+def allowed(name: str, value: Any) -> bool:
+    """Whether a key or an event time may be so; of a repeated one, every one is asked."""
+    if name == "id":
+        return value is not None and len(value) <= MAX_KEY
+    return name != "at" or (value is not None and 0 <= value <= MAX_TIME)
 
 
 numbers = st.sampled_from(
@@ -243,10 +250,13 @@ def test_a_value_of_more_than_64_kb_is_refused():
     assert error(head + b"x" * 10_000_000 + tail) == "oversized"
 
 
-def test_of_a_repeated_field_the_last_counts_and_every_one_must_have_its_type():
+def test_of_a_repeated_field_the_last_counts_and_every_one_must_be_allowed():
     assert decode(b'{"id":"a","at":1,"at":2,"n":5,"n":null}').frame.rows() == [("a", 2, None, None, None, None)]
     assert decode(rb'{"id":"a","at":1,"\u0061t":2}').frame["at"].to_list() == [2]
     assert error(b'{"id":"a","at":"x","at":2}') == "type"
+    assert error(b'{"id":"a","at":-1,"at":2}') == "range"
+    assert error(b'{"id":"a","at":null,"at":2}') == "null"
+    assert error(b'{"id":"%s","id":"a","at":2}' % (b"k" * 257)) == "oversized"
 
 
 @pytest.mark.parametrize(("left", "right"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"":', b"}]")])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from threading import Event
@@ -26,10 +27,18 @@ from learner.store import ModelStore
 SLOWLY = Options(replay=True, until_end=True, chunk=16, buffer=300, every=0.0, publish=0.05)
 
 
+class SlowLearner(LiveLearner):
+    """Takes seconds, however fast the machine: there is something left to do at every kill."""
+
+    def turn(self, *arguments):
+        time.sleep(0.005)
+        return super().turn(*arguments)
+
+
 def learn(kafka, folder, prefix):
     service = import_module("tests.learner.live_logs").made(prefix)
     with alone(folder):
-        learner = LiveLearner(service, folder, ModelStore(folder / "models"), SLOWLY)
+        learner = SlowLearner(service, folder, ModelStore(folder / "models"), SLOWLY)
         run([learner], kafka, Event(), lambda _: None)
 
 

@@ -25,6 +25,9 @@ class Runs:
     def __init__(self, function, *arguments):
         self.call = function, arguments
 
+    def __str__(self):
+        return getattr(self.call[0], "__qualname__", "attrgetter")
+
     def __reduce__(self):
         return self.call
 

@@ -61,6 +61,7 @@ def test_the_versions_are_those_that_were_read():
         (QueueServiceThread.call_thread, ["self", "fun", "args", "kwargs"]),
         (ServiceThread.on_crash, ["self", "msg", "fmt", "kwargs"]),
         (Service.add_future, ["self", "coro"]),
+        (App._on_agent_error, ["self", "agent", "exc"]),
         (TableManager._update_channels, ["self"]),
         (Recovery._wait, ["self", "coro", "timeout"]),
         (Fetcher.fetched_records, ["self", "partitions", "timeout", "max_records"]),
@@ -82,6 +83,8 @@ def test_the_flow_of_records_calls_what_the_transport_replaces():
     assert "consumer.perform_seek()" in inspect.getsource(Recovery._resume_streams)
     assert "except IllegalStateError" in inspect.getsource(Recovery._restart_recovery.fun)
     assert "await self.crash(exc)" in inspect.getsource(Service._execute_task)
+    assert "self.agents[agent.name] = agent" in inspect.getsource(App.agent)
+    assert "self.topics.beacon.add(agent)" in inspect.getsource(App.agent)
 
 
 def test_a_fetch_looks_its_partitions_up_each_time_and_moves_the_position_past_markers():

@@ -25,7 +25,7 @@ from streams.app import build_app, run_app
 from streams.messages import feature_table
 from streams.transport import Delivery
 from tests.faults.child import start
-from tests.streams.shop import MINUTE, PARTITIONS, TAG, bad_records, history, logs, produce, shop
+from tests.streams.shop import MINUTE, PARTITIONS, START, TAG, bad_records, history, logs, produce, shop
 from tests.streams.working import blobs, in_memory, messages, own_servers, settings_of, stored, table, work
 
 
@@ -119,6 +119,7 @@ def test_the_counters_tell_what_happened(done):
     assert stats.late == 2 * errors.pop("late")
     assert dict(stats.rejected) == dict(errors)
     assert stats.events == sum(map(len, done.good.values()))
+    assert START < stats.first_fold == stats.summary()["first_fold"] <= time.time_ns() // 1_000_000
     assert stats.predictions == 2 * sum(len(frame) for (topic, _), frame in done.good.items() if "orders" in topic)
 
 

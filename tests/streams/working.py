@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -29,7 +27,6 @@ def own_servers():
     """A broker and a Redis for one run only."""
     with embedded.kafka() as broker, embedded.redis() as store:
         yield SimpleNamespace(kafka=broker.address, redis_url=f"redis://{store.address}/0")
-        os.kill(broker.pid, signal.SIGKILL)  # it would wait for the connections of producers that nobody uses any more
 
 
 def settings_of(pair, tag, data, **changes):
