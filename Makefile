@@ -27,7 +27,7 @@ faults: .venv/.synced
 	@$(BIN)/python -m tests.faults --kills $(or $(N),200)
 
 bench: .venv/.synced
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/onceflow bench
 
 clean:
 	rm -rf .venv .cache .onceflow dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -2,10 +2,7 @@
 
 import sys
 
-from benchmarks import start, stream
-
-BENCHMARKS = {"stream": stream.main, "start": start.main}
+from benchmarks import main
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or BENCHMARKS:
-        BENCHMARKS[name]()
+    main(*sys.argv[1:])

@@ -201,3 +201,11 @@ def backfill(
 def verify(module: Module, json: Json = False) -> None:
     """Replay the archive; compare with Redis and the mirror, bit for bit."""
     _run("verify", module=module, json=json)
+
+
+@app.command(epilog="Example: onceflow bench engine")
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="engine, stream or start; all if none is named.")] = None,
+) -> None:
+    """Measure this machine against what one would use instead."""
+    _run("bench", names=names or [])

@@ -147,6 +147,12 @@ def test_produce_says_what_is_wrong(project, monkeypatch):
     assert "its sources are transactions" in run("produce", "t", "--from", "x.csv", "-m", "features.py").stderr
 
 
+def test_bench_names_its_benchmarks_and_says_where_they_are(project, monkeypatch):
+    assert "there are engine, stream, start" in run("bench", "nothing").stderr
+    monkeypatch.chdir(project)
+    assert "run this in a checkout" in run("bench", "engine").stderr
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_up_runs_until_interrupted_and_leaves_no_process(how):
     command = [*ONCEFLOW, "up", "--kafka-port", "0", "--redis-port", "0", "--json"]
