@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from featurestore import kernel
 from featurestore.errors import FormatError
 from featurestore.kernel import Inputs, Results, Steps, layout
+from featurestore.names import Names
 from featurestore.plan import Plan
 
 #: Entity number of a step whose entity key is null: it folds nothing and reads nulls.
@@ -39,8 +40,7 @@ class ViewState:
     def __init__(self, plan: Plan, partitions: int) -> None:
         self.plan = plan
         self.partitions = partitions
-        self.numbers: dict[bytes, int] = {}
-        self.names: list[bytes] = []
+        self.names = Names()
         self._loaded = np.zeros((64, partitions), np.bool_)
         self._fresh: set[int] = set()
         self._slots = np.zeros((64, partitions), np.int64)  # addresses of heads by entity and partition, 0 for none
@@ -59,13 +59,7 @@ class ViewState:
 
     def number(self, entities: Sequence[bytes]) -> NDArray[np.int64]:
         """The numbers of encoded entity keys, new ones given out as needed."""
-        out = np.empty(len(entities), np.int64)
-        for i, entity in enumerate(entities):
-            number = self.numbers.get(entity)
-            if number is None:
-                number = self.numbers[entity] = len(self.names)
-                self.names.append(entity)
-            out[i] = number
+        out = self.names.number(entities)
         self._grow_entities(len(self.names))
         return out
 
