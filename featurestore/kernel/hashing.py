@@ -44,7 +44,7 @@ def _same(one: Bytes, begin: int, other: Bytes, start: int, length: int) -> bool
 def number_all(
     text: Bytes, ends: Ints, seed: np.uint64, known: Bytes, known_ends: Ints, count: int, table: Table, out: Ints
 ) -> int:
-    """Write the numbers of keys (one ends at each of `ends`, in `text`) to `out`, new ones given out; how many there are.
+    """Write the numbers of keys (one ends at each of `ends`, in `text`) to `out`; how many there are now in all.
 
     `known`, `known_ends` and `table` (of numbers, -1 for none; as long as a power of two) must have room for all.
     """

@@ -179,12 +179,12 @@ def _fetch_ahead(words: Words, slots: NDArray[np.int64], entity: int, far: int) 
         for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
             run = h + words[t + RUN]
             last = words[run] + ((words[run + 1] >> CLASS_BITS) - 1) * words[t + STRIDE]
-            fetch(words, last)
-            fetch(words, last + 8)
+            for line in range(0, 24, 8):
+                fetch(words, last + line)
         if words[h + CACHE]:
             for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
-                fetch(words, words[h + CACHE] + words[g + CACHED])
-                fetch(words, words[h + CACHE] + words[g + CACHED] + 8)
+                for line in range(0, 32, 8):
+                    fetch(words, words[h + CACHE] + words[g + CACHED] + line)
 
 
 @entry
@@ -210,7 +210,7 @@ def run(
     chains = _chain(steps, results, begin, end, following, last)
     room = words.shape[0] - words[RESERVE]
     for chain in range(chains):
-        near, far = following[1, min(chain + 1, chains - 1)], following[1, min(chain + 3, chains - 1)]
+        near, far = following[1, min(chain + 2, chains - 1)], following[1, min(chain + 4, chains - 1)]
         _fetch_ahead(words, slots, steps.entity[begin + near], steps.entity[begin + far])
         i = begin + following[1, chain]
         while i >= begin:
