@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from featurestore import kernel
 from featurestore.errors import FormatError
+from featurestore.growing import GrowingWords
 from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
 from featurestore.plan import Plan
@@ -45,8 +46,11 @@ class ViewState:
         self._fresh: set[int] = set()
         self._slots = np.zeros((64, partitions), np.int64)  # addresses of heads by entity and partition, 0 for none
         self._last = np.full(64, -1, np.int32)  # see kernel.run
-        self._words = plan.memory(partitions, _SIZES.tolist())
-        self._reals = self._words.view(np.float64)
+        self._memory = GrowingWords(plan.memory(partitions, _SIZES.tolist()))
+
+    @property
+    def _words(self) -> NDArray[np.int64]:
+        return self._memory.words
 
     def clock(self, partition: int) -> int | None:
         """Newest event time of the partition; None before its first event."""
@@ -100,7 +104,17 @@ class ViewState:
         for begin in range(0, count, CHUNK):
             end = min(begin + CHUNK, count)
             while not kernel.run(
-                self._words, self._reals, self._slots, steps, inputs, results, begin, end, following, self._last, emit
+                self._memory.words,
+                self._memory.reals,
+                self._slots,
+                steps,
+                inputs,
+                results,
+                begin,
+                end,
+                following,
+                self._last,
+                emit,
             ):
                 self._make_room(int(self._words[layout.WANTED]))
         return results
@@ -164,9 +178,9 @@ class ViewState:
         words[layout.WANTED] = 0
         need = int(words[layout.USED] + 4 * words[layout.LONGEST] + words[layout.RESERVE]) + more
         if need > len(words):
-            self._words = np.empty(max(need + need // 4, 2 * len(words)), np.int64)
-            self._words[: len(words)] = words
-            self._reals = self._words.view(np.float64)
+            length = max(need + need // 4, len(words) + len(words) // 2)
+            del words
+            self._memory.grow(length)
 
 
 def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:
