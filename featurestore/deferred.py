@@ -15,9 +15,6 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 
 def defer(importer: str, *modules: str) -> None:
     """Let the package or module `importer`, unless it is there already, import `modules` only when it uses them.
@@ -37,6 +34,9 @@ def spare_pandas() -> None:
     Unless pandas is there already: then who imported it may hand such values to pyarrow. Conversions from and to its
     frames and series go on as ever.
     """
+    import numpy as np  # noqa: PLC0415 - others defer imports without any of this
+    import pyarrow as pa  # noqa: PLC0415
+
     if "pandas" not in sys.modules:
         sys.meta_path.insert(0, _NO_PANDAS)
         try:
