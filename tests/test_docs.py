@@ -1,0 +1,99 @@
+"""docs/features.md: its examples give what it shows, its tables say what the code does, and it leaves nothing out."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from itertools import takewhile
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import featurestore
+from batch.backfill import at_rows
+from featurestore import Aggregate, Corr, Entity, Source, view
+from featurestore.aggregates import NUMBERS, ORDERED
+from featurestore.frames import empty_frame
+from featurestore.kernel import layout
+from featurestore.plan import compiled
+
+PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
+PREAMBLE, *EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+ROWS = {
+    name: cells
+    for name, *cells in re.findall(r"^\| `(\w+)` \| .* \| (.+?) \| (.+?) \| (0|null) \| (\d) \|$", PAGE, re.MULTILINE)
+}
+PUBLIC = {name: getattr(featurestore, name) for name in featurestore.__all__}
+AGGREGATES = {
+    name: each
+    for name, each in PUBLIC.items()
+    if inspect.isclass(each) and issubclass(each, Aggregate) and each is not Aggregate
+}
+MAKERS = [
+    name
+    for name, each in PUBLIC.items()
+    if inspect.isfunction(each) and inspect.signature(each).return_annotation == "Window"
+]
+TAKES = {"numbers": NUMBERS, "numbers, times": ORDERED, "anything": (*ORDERED, "str"), "bool": ("bool",)}
+GIVES = {
+    "int": lambda _: "int",
+    "float": lambda _: "float",
+    "bool": lambda _: "bool",
+    "the column's": lambda kind: kind,
+    "int; of floats float": lambda kind: "float" if kind == "float" else "int",
+}
+EVENTS = Source("events", schema={"k": str, "x": float, "b": bool, "at": "timestamp[ms]"}, event_time="at", key="k")
+
+
+def shown(block, names):
+    """Run a block; what it shows after `# ->` and what came out there."""
+    lines, out = block.splitlines(), []
+    for node in ast.parse(block).body:
+        code = compile(ast.Module([node], []), "docs/features.md", "exec")
+        if not isinstance(node, ast.Expr):
+            exec(code, names)
+            continue
+        value = eval(compile(ast.Expression(node.value), "docs/features.md", "eval"), names)
+        comment = takewhile(lambda line: line.startswith("# "), lines[node.end_lineno :])
+        out.append((" ".join(line[2:].strip() for line in comment), f"-> {value!r}"))
+    return out
+
+
+@pytest.mark.parametrize("block", EXAMPLES, ids=[f"example{i}" for i in range(len(EXAMPLES))])
+def test_an_example_gives_what_it_shows(block):
+    names = {}
+    assert shown(PREAMBLE, names) == []
+    results = shown(block, names)
+    assert results, "an example that shows nothing"
+    for want, got in results:
+        assert got == want
+
+
+def test_every_aggregate_has_a_row_and_an_example():
+    assert set(ROWS) == set(AGGREGATES)
+    examples = "".join(EXAMPLES)
+    assert [name for name in AGGREGATES if not re.search(rf"= {name}\(", examples)] == []
+
+
+def test_every_maker_of_windows_and_every_operation_is_described_and_used():
+    assert {"window", "last", "session"} <= set(MAKERS)
+    for name in [*MAKERS, "derived", "derive", "where"]:
+        assert re.search(rf"`.*?\b{name}\b", PAGE), name
+        assert re.search(rf"\b{name}(\(|=)", PREAMBLE + "".join(EXAMPLES)), name
+
+
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_the_table_of_aggregates_says_what_the_code_does(name):
+    made = AGGREGATES[name]
+    takes, gives, nothing, words = ROWS[name]
+    assert set(made.accepts) == set(TAKES[takes])
+    column = "b" if takes == "bool" else "x"
+    one = made(column, other="b") if made is Corr else made(column)
+    assert [one.output(kind) for kind in made.accepts] == [GIVES[gives](kind) for kind in made.accepts]
+    chosen = view(entity=Entity("key", key="k"), source=EVENTS, windows=["1h"])(type("Made", (), {"f": one}))
+    index_and_count = 2
+    assert compiled(chosen).tracks[0][layout.STRIDE] == index_and_count + int(words)
+    rows = at_rows(chosen, empty_frame(EVENTS), pl.DataFrame({"k": ["nobody"], "at": [0]}))
+    assert rows["f_1h"].item() == (0 if nothing == "0" else None)
