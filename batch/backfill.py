@@ -11,7 +11,6 @@ of its entity, made of its own events only.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -40,7 +39,6 @@ Bools = NDArray[np.bool_]
 STEPS = 100_000
 #: Copies of events that torn rows may need at a time.
 _COPIES = 2_000_000
-_PATIENT = "365000d"
 
 
 def after_events(view: View, events: pl.DataFrame) -> pl.DataFrame:
@@ -90,12 +88,18 @@ def at_rows(
     "arrival" all records with `_timestamp` <= t, read as of t. Both leave out what the stream does not fold. An
     unknown entity has counts and sums of 0 and nulls else; without a key all is null.
 
-    Raises DataError for a row without a time, a missing column, or one of another type.
+    Raises DataError for a row without a time, a missing column, or one of another type; and in mode "event_time" for a
+    view with sessions whose events came out of order.
     """
     name = time_column(view, rows) if time is None else time
     asked = _checked_rows(view, rows, name)
     times = asked["_at"].to_numpy()
     plan, accepted = _patient(view), _accepted(view, events)
+    if mode == "event_time" and plan.has_sessions and not _in_order(accepted):
+        raise DataError(
+            f"view {view.name!r} has sessions, which depend on the order in which events came, and these came out of "
+            'order: use mode "arrival", or features after every event'
+        )
     names, event_codes, row_codes = _numbered(view, accepted, asked)
     values = accepted["_time" if mode == "event_time" else "_timestamp"].to_numpy()
     seen = np.zeros(names + 1, np.bool_)  # the last is NO_ENTITY's
@@ -169,15 +173,18 @@ def _checked_rows(view: View, rows: pl.DataFrame, time: str) -> pl.DataFrame:
 
 def _patient(view: View) -> Plan:
     """The view's plan, for events of which the late ones have been taken out already."""
-    made = copy.copy(view)
-    made.source = dataclasses.replace(view.source, lateness=_PATIENT)
-    return compiled(made)
+    return dataclasses.replace(compiled(view), lateness=ENDLESS)
+
+
+def _in_order(events: pl.DataFrame) -> bool:
+    """Whether each partition's events came in order of event time."""
+    times, partitions = events["_time"].to_numpy(), events["_partition"].to_numpy()
+    return not ((np.diff(times) < 0) & (np.diff(partitions) == 0)).any()
 
 
 def _accepted(view: View, events: pl.DataFrame) -> pl.DataFrame:
     """The events that the stream folds: neither late in their log nor more than an integer can take."""
-    times, partitions = events["_time"].to_numpy(), events["_partition"].to_numpy()
-    if not ((np.diff(times) < 0) & (np.diff(partitions) == 0)).any():
+    if _in_order(events):
         return events
     flow, topic = fresh_flow(view, partitions_of(events)), view.source.name
     refused = [np.zeros(0, np.int64)]

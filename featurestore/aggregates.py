@@ -76,7 +76,7 @@ def _check_hop(length: str, size: int, step: int, hop: str | None, delay: int) -
 
 def last(count: int) -> Window:
     """The last `count` events, by (time, partition, offset), however long ago they were."""
-    if not isinstance(count, int) or not 0 < count <= MAX_LAST:
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MAX_LAST:
         raise DefinitionError(f"last({count!r}): give a whole number of events from 1 to {MAX_LAST:,}")
     return Window(f"last_{count}", "last", count)
 
@@ -262,6 +262,10 @@ class ExpDecay(Aggregate):
     _: KW_ONLY
     half_life: str = "1h"
 
+    def __post_init__(self) -> None:
+        """Check what it was told."""
+        milliseconds(self.half_life)
+
     @property
     def half_life_ms(self) -> int:
         """The half-life in milliseconds."""
@@ -286,7 +290,7 @@ class Corr(Aggregate):
     """Pearson's correlation with the column `other`, of events that have both; null when one does not vary."""
 
     _: KW_ONLY
-    other: str = ""
+    other: str
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -97,6 +97,7 @@ class Plan:
     outs: tuple[tuple[int, ...], ...]
     out_parameters: tuple[float, ...]
     cache_words: int
+    lateness: int
 
     @property
     def checks_overflow(self) -> bool:
@@ -115,6 +116,11 @@ class Plan:
         """Words that one event may take, but for what doubles a long run."""
         runs = sum(2 * min(_most(row), 64) * row[at.STRIDE] for row in self.tracks)
         return runs + self.head_words + self.cache_words
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether any window is a session."""
+        return any(row[at.KIND] == at.SESSIONS for row in self.tracks)
 
     @property
     def head_words(self) -> int:
@@ -155,7 +161,7 @@ class Plan:
         )
         words[at.SCRATCH], words[at.ACC_MOST], words[at.PARTITIONS] = places["scratch"], acc, partitions
         words[at.CLOCKS], words[at.SIZES], words[at.USED] = places["clocks"], places["sizes"], end
-        words[at.LATENESS], words[at.KEEPS] = self.view.source.lateness_ms, self.keeps
+        words[at.LATENESS], words[at.KEEPS] = self.lateness, self.keeps
         words[at.RESERVE], words[at.CHECKS] = self.reserve, self.checks_overflow
         words[places["sizes"] : places["sizes"] + len(sizes)] = sizes
         words[places["clocks"] : places["clocks"] + partitions] = at.INT_MIN
@@ -227,6 +233,7 @@ def compiled(view: View) -> Plan:
         tuple(tuple(row) for row, _ in outs),
         tuple(parameter for _, parameter in outs),
         sum(CACHE_HEAD + 2 * track.acc for track in tracks for _ in _windows(track)),
+        view.source.lateness_ms,
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,23 @@ from hypothesis import strategies as st
 from batch import backfill
 from batch.backfill import after_event_parts, after_events, at_rows
 from batch.compare import differing
-from featurestore import Count, DataError, Entity, Last, Max, Mean, Source, Std, Sum, col, derived, oracle, view
+from featurestore import (
+    Count,
+    DataError,
+    Entity,
+    Last,
+    Max,
+    Mean,
+    Source,
+    Std,
+    Sum,
+    col,
+    derived,
+    last,
+    oracle,
+    session,
+    view,
+)
 from featurestore import window as window_of
 from featurestore.expressions import TYPES
 from tests.featurestore.helpers import PARTITIONS, SOURCE, event, frame_of, numbered
@@ -39,7 +58,20 @@ class Grouped:
     mean = Mean("x", windows=[window_of("1m", hop="10s"), "lifetime"])
 
 
-VIEWS = [Lately, Grouped]
+@view(entity=KEY, source=SOURCE, windows=[window_of("20s", exact=True), last(3), window_of("20s", delay="7s")])
+class Varied:
+    n = Count()
+    spent = Sum("x")
+    spread = Std("x", windows=[window_of("9s", exact=True, delay="5s")])
+
+
+@view(entity=KEY, source=SOURCE, windows=[session("5s"), "1m"])
+class Visits:
+    n = Count()
+    spent = Sum("x")
+
+
+VIEWS = [Lately, Grouped, Varied]
 
 events_of = st.lists(
     st.builds(
@@ -75,7 +107,8 @@ def expected(made, events, row, moment):
     *entity, time = row
     folded = [e for e, s in zip(events, oracle.statuses(made, events), strict=True) if s == oracle.FOLDED]
     counted = [e for e in folded if e[moment] <= time]
-    patient = backfill._patient(made).view
+    patient = copy.copy(made)
+    patient.source = dataclasses.replace(made.source, lateness="365000d")
     return oracle.features(patient, counted, tuple(entity), time)
 
 
@@ -93,7 +126,7 @@ def same(found, wanted):
 @given(data=st.data(), events=events_of, arrivals=arrivals_of)
 def test_rows_of_any_log_are_the_oracles(made, mode, data, events, arrivals):
     events = [{**each, "_timestamp": at} for each, at in zip(events, arrivals, strict=False)]
-    rows = data.draw(rows_of if made is Lately else groups_of)
+    rows = data.draw(groups_of if made is Grouped else rows_of)
     found = at_rows(made, frame_of(SOURCE, log_order(events)), asked(made, rows), mode).rows(named=True)
     moment = "_time" if mode == "event_time" else "_timestamp"
     assert len(found) == len(rows)
@@ -123,7 +156,7 @@ def test_parts_that_are_not_wanted_change_no_other(events, made, step):
 
 
 @settings(max_examples=20, deadline=None)
-@given(events=events_of, made=st.sampled_from(VIEWS))
+@given(events=events_of, made=st.sampled_from([*VIEWS, Visits]))
 def test_rows_at_in_order_events_have_the_bits_of_the_stream(events, made):
     """Of one partition in time order, the last of the events of one instant saw just what a row there sees."""
     ordered = numbered(sorted(({**e, "_partition": 0} for e in events), key=lambda e: e["_time"]))
@@ -142,6 +175,18 @@ def test_small_steps_and_few_copies_at_a_time_give_the_same(events, rows):
         patch.setattr(backfill, "STEPS", 3)
         patch.setattr(backfill, "_COPIES", 2)
         assert at_rows(Lately, frame, asked(Lately, rows)).equals(whole)
+
+
+def test_sessions_of_events_out_of_order_are_refused_but_as_they_arrived():
+    events = numbered([event(0), event(10_000), event(4_000)])
+    rows = asked(Visits, [("a", 10_000)])
+    with pytest.raises(DataError, match=r'depend on the order .*use mode "arrival"'):
+        at_rows(Visits, frame_of(SOURCE, events), rows)
+    arrived = [{**each, "_timestamp": 10_000 + each["_offset"]} for each in events]
+    rows = asked(Visits, [("a", 10_002)])
+    (row,) = at_rows(Visits, frame_of(SOURCE, arrived), rows, "arrival").rows(named=True)
+    after = after_events(Visits, frame_of(SOURCE, arrived)).rows(named=True)[-1]
+    assert row["n_session_5s"] == after["n_session_5s"] == 1
 
 
 def test_a_record_that_came_after_newer_ones_counts_at_its_own_time():
