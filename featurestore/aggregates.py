@@ -93,7 +93,7 @@ Windows = Sequence[str | Window]
 class Aggregate:
     """What a feature computes over its window: one value from a column of the events that pass `where`.
 
-    Null and NaN inputs are skipped. Over nothing, counts and sums are 0 and all else is null.
+    Null and NaN inputs are skipped. Over nothing, counts, sums, rates and decaying sums are 0 and all else is null.
     """
 
     column: str

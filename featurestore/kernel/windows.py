@@ -4,9 +4,10 @@ Each function returns the address of the merged accumulator, 0 for an empty wind
 one, else scratch memory.
 
 A window is two stacks, so that a step of it costs the same however many tiles it has. Tiles before a boundary, the last
-multiple of the window's length, are merged newest to oldest, each sum kept: as the window's old end moves on, it finds
-its sum made. Those after the boundary are merged oldest to newest, as they close. Then the two are merged, and the
-newest tile. The boundary depends on the newest tile alone, and so do all bits of the result.
+multiple of as many tiles as the window may cover (of an exact window, of its length), are merged newest to oldest, each
+sum kept: as the window's old end moves on, it finds its sum made. Those after the boundary are merged oldest to newest,
+as they close. Then the two are merged, and the newest tile. The boundary depends on the newest tile alone, and so do
+all bits of the result.
 """
 
 from __future__ import annotations
