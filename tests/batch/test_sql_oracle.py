@@ -135,8 +135,6 @@ SQL = {
 EXACT = {"flights", "late", "number", "least", "most", "first", "last", "any_late", "all_late", "since", "begun"}
 #: Delays are whole minutes, mostly near their mean: n roundings of sums and means of up to some 400 are 1e-13 of them.
 ALMOST = {"rtol": 1e-12, "atol": 1e-12}
-#: The mean of times, in ms since 1970, is rounded to 1e-4 ms, which is 1e-9 of the minutes between flights.
-SLACK = {"trend": {"rtol": 1e-8, "atol": 1e-10}}
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +228,7 @@ def check(found, wanted, label):
         else:
             theirs = theirs.fill_nan(None)
             assert ours.is_null().equals(theirs.is_null()), name
-            np.testing.assert_allclose(ours.drop_nulls(), theirs.drop_nulls(), **SLACK.get(name, ALMOST), err_msg=name)
+            np.testing.assert_allclose(ours.drop_nulls(), theirs.drop_nulls(), **ALMOST, err_msg=name)
 
 
 @pytest.mark.parametrize("label", WINDOWS)
