@@ -174,7 +174,7 @@ def _shape(code: int, w: int, n: int, reals: Reals, results: Results, j: int, st
     elif code == KURTOSIS:
         value = reals[w + 3] * n / (reals[w + 1] * reals[w + 1]) - 3 if reals[w + 1] > 0 else np.nan
     elif code == SLOPE:
-        value = 1000 * reals[w + 3] / reals[w + 2] if reals[w + 2] > 0 else np.nan  # a second
+        value = 1000 * reals[w + 4] / reals[w + 3] if reals[w + 3] > 0 else np.nan  # a second
     elif reals[w + 2] > 0 and reals[w + 3] > 0:
         value = min(max(reals[w + 4] / np.sqrt(reals[w + 2]) / np.sqrt(reals[w + 3]), -1.0), 1.0)
     results.reals[j, step] = value if np.isfinite(value) else 0.0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Reals = NDArray[np.float64]
 
 #: Version of an encoded state; its first words are the format and the number of runs, the newest time, the last offset.
-FORMAT = 3
+FORMAT = 4
 HEAD = 3
 
 # Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.

@@ -23,12 +23,13 @@ STATS_FLOAT, STATS_INT, N = range(17, 20)
 
 #: Words that a primitive takes in a tile.
 #: SUM_FLOAT: sum, compensation. SUM_INT: sum, how often it wrapped. MOMENTS: mean, sum of squares about it; MOMENTS4:
-#: and of cubes, and of fourth powers. FIRST, LAST: time, value. DECAY: time, sum as of then. TREND: means of time and
-#: value, squares of time, products. PAIR: two means, two sums of squares, products. STATS_FLOAT: count, sum,
-#: compensation, min, max, mean, squares. STATS_INT: count, sum, wraps, min, max, mean, squares. N: count.
+#: and of cubes, and of fourth powers. FIRST, LAST: time, value. DECAY: time, sum as of then. TREND: time of its first
+#: event, means of time since then (a float's bits are too few for the mean of times themselves) and of value, squares
+#: of time, products. PAIR: two means, two sums of squares, products. STATS_FLOAT: count, sum, compensation, min, max,
+#: mean, squares. STATS_INT: count, sum, wraps, min, max, mean, squares. N: count.
 WORDS = {SUM_FLOAT: 2, SUM_INT: 2, MIN_FLOAT: 1, MIN_INT: 1, MAX_FLOAT: 1, MAX_INT: 1, MOMENTS_FLOAT: 2, MOMENTS_INT: 2}
 WORDS |= {MOMENTS4_FLOAT: 4, MOMENTS4_INT: 4, FIRST: 2, LAST: 2, DECAY_FLOAT: 2, DECAY_INT: 2}
-WORDS |= {TREND_FLOAT: 4, TREND_INT: 4, PAIR: 5, STATS_FLOAT: 7, STATS_INT: 7, N: 1}
+WORDS |= {TREND_FLOAT: 5, TREND_INT: 5, PAIR: 5, STATS_FLOAT: 7, STATS_INT: 7, N: 1}
 
 
 @inlined
@@ -126,22 +127,29 @@ def _merge_pair(reals: Reals, a: int, b: int, na: float, nb: float) -> None:
 
 
 @inlined
-def _add_trend(reals: Reals, w: int, n: int, time: float, value: float) -> None:
-    dt = time - reals[w]
-    reals[w] += dt / n
-    reals[w + 1] += (value - reals[w + 1]) / n
-    reals[w + 2] += dt * (time - reals[w])
-    reals[w + 3] += dt * (value - reals[w + 1])
+def _add_trend(words: Words, reals: Reals, w: int, n: int, time: int, value: float) -> None:
+    if n == 1:
+        words[w] = time
+    since = float(time - words[w])
+    dt = since - reals[w + 1]
+    reals[w + 1] += dt / n
+    reals[w + 2] += (value - reals[w + 2]) / n
+    reals[w + 3] += dt * (since - reals[w + 1])
+    reals[w + 4] += dt * (value - reals[w + 2])
 
 
 @inlined
-def _merge_trend(reals: Reals, a: int, b: int, na: float, nb: float) -> None:
+def _merge_trend(words: Words, reals: Reals, a: int, b: int, na: float, nb: float) -> None:
     n = na + nb
-    dt, dx, both = reals[b] - reals[a], reals[b + 1] - reals[a + 1], na * (nb / n)
-    reals[a] += dt * nb / n
-    reals[a + 1] += dx * nb / n
-    reals[a + 2] += reals[b + 2] + dt * dt * both
-    reals[a + 3] += reals[b + 3] + dt * dx * both
+    dt, dx, both = (
+        float(words[b] - words[a]) + (reals[b + 1] - reals[a + 1]),
+        reals[b + 2] - reals[a + 2],
+        na * (nb / n),
+    )
+    reals[a + 1] += dt * nb / n
+    reals[a + 2] += dx * nb / n
+    reals[a + 3] += reals[b + 3] + dt * dt * both
+    reals[a + 4] += reals[b + 4] + dt * dx * both
 
 
 @inlined
@@ -208,7 +216,7 @@ def add_one(words: Words, reals: Reals, o: int, at: int, time: int, whole: int, 
         value = real if op == DECAY_FLOAT else float(whole)
         _decay(words, reals, w, time, value, reals[o + PARAMETER], n == 0)
     elif op in (TREND_FLOAT, TREND_INT):
-        _add_trend(reals, w, n + 1, float(time), real if op == TREND_FLOAT else float(whole))
+        _add_trend(words, reals, w, n + 1, time, real if op == TREND_FLOAT else float(whole))
     else:
         _add_pair(reals, w, n + 1, real, other)
 
@@ -266,6 +274,6 @@ def merge_one(words: Words, reals: Reals, o: int, to: int, tile: int) -> None:
     elif op in (DECAY_FLOAT, DECAY_INT):
         _decay(words, reals, a, words[b], reals[b + 1], reals[o + PARAMETER], na == 0)
     elif op in (TREND_FLOAT, TREND_INT):
-        _merge_trend(reals, a, b, float(na), float(nb))
+        _merge_trend(words, reals, a, b, float(na), float(nb))
     else:
         _merge_pair(reals, a, b, float(na), float(nb))

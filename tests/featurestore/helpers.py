@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from featurestore import Source
+from featurestore import Entity, Source, view
 from featurestore.engine import NO_ENTITY, ViewState
 from featurestore.expressions import TYPES
 from featurestore.frames import META, entity_codes, lane_inputs, with_derived
@@ -15,6 +15,7 @@ from featurestore.plan import compiled
 
 STATUSES = ("folded", "late", "overflow", "keyless")
 PARTITIONS = 3
+NOON = 1_700_000_000_000 // 86_400_000 * 86_400_000  # a tile edge of every hop
 
 SOURCE = Source(
     "events",
@@ -23,6 +24,12 @@ SOURCE = Source(
     key="k",
     lateness="10s",
 )
+KEY = Entity("key", key="k")
+
+
+def made(features, *, source=SOURCE, entity=KEY, windows=()):
+    """A view of features by name."""
+    return view(entity=entity, source=source, windows=windows)(type("Made", (), features))
 
 
 def event(time, *, partition=0, offset=0, k="a", g=1, i=None, x=None, b=None, s=None):
@@ -47,16 +54,16 @@ def frame_of(source, events):
     return with_derived(source, pl.DataFrame(events, schema={**kinds, **META}))
 
 
-def state_of(view):
-    return ViewState(compiled(view), PARTITIONS)
+def state_of(chosen):
+    return ViewState(compiled(chosen), PARTITIONS)
 
 
 def do(state, work):
     """Do work in one batch: plain events to fold (and read right after), and (entity, as_of) pairs to read."""
-    view = state.plan.view
+    chosen = state.plan.view
     events = [each for each in work if isinstance(each, dict)]
-    frame = frame_of(view.source, events)
-    codes, keys = entity_codes(frame, view.entity.keys)
+    frame = frame_of(chosen.source, events)
+    codes, keys = entity_codes(frame, chosen.entity.keys)
     numbers = iter(np.append(state.number(keys), NO_ENTITY)[codes].tolist())
     rows = iter(range(len(events)))
     steps = [
@@ -77,6 +84,16 @@ def values_of(plan, results, step):
         value = cells[j, step].item()
         out[feature.name] = (bool(value) if feature.type == "bool" else value) if results.valid[j, step] else None
     return out
+
+
+def bits(results):
+    """All that results say, as plain data; what is null has no bits."""
+    words = np.where(results.valid, results.words, 0)
+    return list(
+        zip(
+            words.T.tolist(), results.valid.T.tolist(), results.effective.tolist(), results.status.tolist(), strict=True
+        )
+    )
 
 
 def read(state, entity=("a",), as_of=0):

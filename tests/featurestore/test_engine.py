@@ -35,7 +35,6 @@ from featurestore import (
     last,
     oracle,
     session,
-    view,
     window,
 )
 from featurestore.engine import NO_ENTITY, ViewState
@@ -44,13 +43,18 @@ from featurestore.frames import lane_inputs
 from featurestore.kernel import Steps, layout
 from featurestore.keys import encode_entity
 from featurestore.plan import compiled
+from tests.featurestore.closeness import INT64, REAL, WHOLE, assert_close
 from tests.featurestore.helpers import (
+    KEY,
+    NOON,
     PARTITIONS,
     SOURCE,
     STATUSES,
+    bits,
     do,
     event,
     frame_of,
+    made,
     numbered,
     read,
     restored,
@@ -59,15 +63,11 @@ from tests.featurestore.helpers import (
     values_of,
 )
 
-NOON = 1_700_000_000_000 // 86_400_000 * 86_400_000  # a tile edge of every hop
-INT64 = 2**63
-EPS = np.finfo(np.float64).eps
-
 SOURCES = [
     Source("events", schema=SOURCE.schema, event_time="at", key="k", lateness=lateness)
     for lateness in ("1ms", "10s", "2h")
 ]
-ENTITIES = [Entity("key", key="k"), Entity("group", key="g"), Entity("pair", key=("s", "g"))]
+ENTITIES = [KEY, Entity("group", key="g"), Entity("pair", key=("s", "g"))]
 WINDOWS = ["1s", "5s", "90s", "1h", "lifetime"]
 WINDOWS += [window("10s", hop="10s"), window("1m", hop="7s"), window("1s", hop="250ms"), window("1h", hop="20m")]
 WINDOWS += [window("5s", exact=True), window("90s", exact=True), window("1h", exact=True)]
@@ -84,9 +84,6 @@ AGGREGATES += [
     (partial(ExpDecay, half_life="7s"), "b"),
 ]
 
-WHOLE = st.integers(-5, 5) | st.sampled_from([INT64 - 1, -INT64, INT64 - 2, 2**62, -(2**62), 10**16 + 1])
-REAL = st.sampled_from([0.1, -0.0, 1e9, 1e9 + 1, 1e9 + 2, 1e16, 1e16 + 2, -1e16, 1e-300, 1e100, math.nan])
-REAL |= st.floats(-1e6, 1e6)
 MOVES = st.sampled_from(
     [-7_200_001, -3_600_000, -60_001, -10_001, -1_000, -1, 0, 0, 0, 1, 999, 1_000, 5_000, 3_600_000]
 )
@@ -107,11 +104,6 @@ EVENTS = st.builds(
     b=st.none() | st.booleans(),
     s=st.sampled_from(["p", "q", None]),
 )
-
-
-def made(features, *, source=SOURCE, entity=ENTITIES[0], windows=()):
-    """A view of features by name."""
-    return view(entity=entity, source=source, windows=windows)(type("Made", (), features))
 
 
 @st.composite
@@ -144,42 +136,6 @@ def scenarios(draw):
     return chosen, [next(events) if isinstance(each, dict) else each for each in work]
 
 
-def assert_close(got, want, feature, inputs):
-    """Integers, times and picked values are exact; sums, means and deviations keep to their error bounds."""
-    here = f"{feature.full_name}: {got!r}, the oracle says {want!r}"
-    if isinstance(feature.aggregate, Skew | Kurtosis | Slope | Corr):
-        assert_shape(got, want, feature, inputs, here)
-        return
-    if want is None or not isinstance(want, float) or isinstance(feature.aggregate, Min | Max | First | Last):
-        assert got == want, here
-        assert type(got) is type(want) or feature.type == "float", here
-        return
-    n, size = len(inputs), math.fsum(abs(float(value)) for value in inputs)
-    if isinstance(feature.aggregate, ExpDecay):  # a rounding for each step of decay
-        assert got is not None and abs(got - want) <= 1e-12 * size, here  # noqa: PT018
-        return
-    if isinstance(feature.aggregate, Var):
-        bound = 1e-11 * want + (8 * n * EPS * max(abs(float(value)) for value in inputs)) ** 2
-        bound += 2 * math.sqrt(want) * 8 * n * EPS * max(abs(float(value)) for value in inputs)
-    elif isinstance(feature.aggregate, Std):  # Welford: relative error n eps kappa, kappa = mean / deviation
-        bound = 1e-12 * want + 8 * n * EPS * max(abs(float(value)) for value in inputs)
-    else:  # Neumaier: one rounding, and the second-order term
-        bound = 4 * EPS * abs(want) + 8 * (n * EPS) ** 2 * size
-    assert got is not None, here
-    assert abs(got - want) <= bound, here
-
-
-def assert_shape(got, want, feature, inputs, here):
-    """What divides by a spread says little where the values, as floats, are as good as equal."""
-    values = [value[0] if isinstance(value, tuple) else value for value in inputs]
-    spread, size = max(values, default=0) - min(values, default=0), max((abs(v) for v in values), default=0)
-    if spread < 1e-5 * size or size > 1e60 or size < 1e-60:
-        return
-    assert (got is None) == (want is None), here
-    if want is not None:
-        assert abs(got - want) <= 1e-6 * max(abs(want), 1, spread * isinstance(feature.aggregate, Slope)), here
-
-
 @settings(max_examples=150, deadline=None)
 @given(scenarios())
 def test_the_engine_equals_the_oracle(scenario):
@@ -202,16 +158,6 @@ def test_the_engine_equals_the_oracle(scenario):
         for feature in chosen.stored:
             inputs = [value for value in oracle.inputs(feature, events) if value is not None]
             assert_close(got[feature.name], want[feature.name], feature, inputs)
-
-
-def bits(results):
-    """All that results say, as plain data; what is null has no bits."""
-    words = np.where(results.valid, results.words, 0)
-    return list(
-        zip(
-            words.T.tolist(), results.valid.T.tolist(), results.effective.tolist(), results.status.tolist(), strict=True
-        )
-    )
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,53 @@
+"""Numbers that are hard to add up, and how near what is computed of them must come to what is true."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import strategies as st
+
+from featurestore import Corr, ExpDecay, First, Kurtosis, Last, Max, Min, Skew, Slope, Std, Var
+
+INT64 = 2**63
+EPS = np.finfo(np.float64).eps
+
+WHOLE = st.integers(-5, 5) | st.sampled_from([INT64 - 1, -INT64, INT64 - 2, 2**62, -(2**62), 10**16 + 1])
+REAL = st.sampled_from([0.1, -0.0, 1e9, 1e9 + 1, 1e9 + 2, 1e16, 1e16 + 2, -1e16, 1e-300, 1e100, math.nan])
+REAL |= st.floats(-1e6, 1e6)
+
+
+def assert_close(got, want, feature, inputs):
+    """Integers, times and picked values are exact; sums, means and deviations keep to their error bounds."""
+    here = f"{feature.full_name}: {got!r}, and not {want!r}"
+    if isinstance(feature.aggregate, Skew | Kurtosis | Slope | Corr):
+        assert_shape(got, want, feature, inputs, here)
+        return
+    if want is None or not isinstance(want, float) or isinstance(feature.aggregate, Min | Max | First | Last):
+        assert got == want, here
+        assert type(got) is type(want) or feature.type == "float", here
+        return
+    n, size = len(inputs), math.fsum(abs(float(value)) for value in inputs)
+    if isinstance(feature.aggregate, ExpDecay):  # a rounding for each step of decay
+        assert got is not None and abs(got - want) <= 1e-12 * size, here  # noqa: PT018
+        return
+    if isinstance(feature.aggregate, Var):
+        bound = 1e-11 * want + (8 * n * EPS * max(abs(float(value)) for value in inputs)) ** 2
+        bound += 2 * math.sqrt(want) * 8 * n * EPS * max(abs(float(value)) for value in inputs)
+    elif isinstance(feature.aggregate, Std):  # Welford: relative error n eps kappa, kappa = mean / deviation
+        bound = 1e-12 * want + 8 * n * EPS * max(abs(float(value)) for value in inputs)
+    else:  # Neumaier: one rounding, and the second-order term
+        bound = 4 * EPS * abs(want) + 8 * (n * EPS) ** 2 * size
+    assert got is not None, here
+    assert abs(got - want) <= bound, here
+
+
+def assert_shape(got, want, feature, inputs, here):
+    """What divides by a spread says little where the values, as floats, are as good as equal."""
+    values = [value[0] if isinstance(value, tuple) else value for value in inputs]
+    spread, size = max(values, default=0) - min(values, default=0), max((abs(v) for v in values), default=0)
+    if spread < 1e-5 * size or size > 1e60 or size < 1e-60:
+        return
+    assert (got is None) == (want is None), here
+    if want is not None:
+        assert abs(got - want) <= 1e-6 * max(abs(want), 1, spread * isinstance(feature.aggregate, Slope)), here
