@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         while self._thread_started.is_set() and not self._started.is_set():  # noqa: ASYNC110 - set by the thread
             await asyncio.sleep(0.01)
         await super().stop()
+
+    def _stopped_set(self) -> None:
+        with suppress(RuntimeError):  # its loop is closed: it has crashed, and nothing in it waits any more
+            super()._stopped_set()
 
     async def on_thread_stop(self) -> None:
         """Leave the group and disconnect, also while the broker is away."""

@@ -165,8 +165,11 @@ def test_an_outage_is_logged_once_without_a_traceback_and_ends_in_one_clear_line
                 server.kill()
                 with pytest.raises(UnavailableError) as caught:
                     await impatient.ping()
+                patient = asyncio.ensure_future(store.ping())
+                while len(caplog.records) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
                 server.start(wait=False)
-                await store.ping()
+                await patient
             return str(caught.value)
 
         message = asyncio.run(main())

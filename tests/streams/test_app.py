@@ -12,7 +12,7 @@ import pytest
 
 from onceflow import embedded
 from onceflow.children import free_port
-from streams.app import build_app, run_app
+from streams.app import App, build_app, run_app
 from streams.transport import TP, Delivery, Transport
 from tests.streams.driving import Received, make_topic, numbered, produce, running
 
@@ -52,6 +52,22 @@ def test_a_failing_callback_stops_the_app_and_is_raised(embedded_pair, prefix, t
 
     with pytest.raises(ValueError, match=hook):
         asyncio.run(main())
+
+
+def test_an_app_stops_without_a_word_when_its_thread_has_ended(embedded_pair, prefix, topic, caplog, monkeypatch):
+    stop = App.stop
+
+    async def late(app):
+        while not app.consumer._thread.thread_loop.is_closed():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await stop(app)
+
+    monkeypatch.setattr(App, "stop", late)
+    delivery = Delivery(positions=failing_with(ValueError("no positions")))
+    app = build_app(f"{prefix}g", embedded_pair.kafka, [topic], Received(), delivery=delivery, alone=True)
+    with pytest.raises(ValueError, match="no positions"):
+        asyncio.run(run_app(app))
+    assert caplog.messages == []
 
 
 def test_a_failing_receiver_stops_the_app_and_is_raised(embedded_pair, prefix, topic):

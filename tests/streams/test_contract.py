@@ -60,6 +60,7 @@ def test_the_versions_are_those_that_were_read():
         (ConsumerThread.on_partitions_revoked, ["self", "revoked"]),
         (QueueServiceThread.call_thread, ["self", "fun", "args", "kwargs"]),
         (ServiceThread.on_crash, ["self", "msg", "fmt", "kwargs"]),
+        (ServiceThread._stopped_set, ["self"]),
         (Service.add_future, ["self", "coro"]),
         (App._on_agent_error, ["self", "agent", "exc"]),
         (TableManager._update_channels, ["self"]),
