@@ -28,7 +28,8 @@ from featurestore.expressions import TYPES
 from featurestore.flow import Flow
 from featurestore.frames import META, entity_codes, feature_frame, lane_inputs
 from featurestore.kernel import Steps, layout
-from featurestore.plan import Plan, compiled
+from featurestore.plan import compiled
+from featurestore.planned import Plan
 from featurestore.times import ENDLESS
 
 Mode = Literal["event_time", "arrival"]

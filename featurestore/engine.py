@@ -17,7 +17,7 @@ from featurestore.errors import FormatError
 from featurestore.growing import GrowingWords
 from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
-from featurestore.plan import Plan
+from featurestore.planned import Plan
 
 #: Entity number of a step whose entity key is null: it folds nothing and reads nulls.
 NO_ENTITY = -1

@@ -18,7 +18,7 @@ from featurestore.errors import DataError
 from featurestore.expressions import TYPES, evaluated
 from featurestore.kernel import Inputs, Results
 from featurestore.keys import encode_entity, encode_strings
-from featurestore.plan import Plan
+from featurestore.planned import Plan
 from featurestore.sources import Source
 
 _INT_MAX = np.iinfo(np.int64).max

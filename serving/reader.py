@@ -18,7 +18,8 @@ from featurestore.errors import ConfigError, DataError, FormatError, StateError
 from featurestore.frames import feature_frame
 from featurestore.kernel import Inputs, Steps
 from featurestore.keys import encode_entity
-from featurestore.plan import Plan, compiled
+from featurestore.plan import compiled
+from featurestore.planned import Plan
 from featurestore.stores import OnlineStore, Request
 from serving.partitioners import key_text, partition_of
 
