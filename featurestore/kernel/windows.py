@@ -285,21 +285,6 @@ def _session(words: Words, h: int, g: int, as_of: int) -> int:
 
 
 @compiled
-def window(words: Words, reals: Reals, h: int, g: int, effective: int, to: int) -> int:
-    """What the group's window holds of the slot, but for the last n events."""
-    kind, as_of = words[words[g + TRACK] + KIND], effective - words[g + DELAY]
-    if kind == SESSIONS:
-        return _session(words, h, g, as_of)
-    if kind == EVENTS:
-        if words[g + DELAY]:
-            return _delayed_events(words, reals, h, g, as_of, to)
-        return _events(words, reals, h, g, as_of, to)
-    if words[g + DELAY]:
-        return _delayed_tiles(words, reals, h, g, as_of, to)
-    return _merged_tiles(words, reals, h, g, as_of - words[g + LENGTH] + 1, to)
-
-
-@compiled
 def _latest(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, g: int) -> int:
     """The last events by (time, partition, offset), folded oldest to newest."""
     t, to, found, partitions = words[g + TRACK], words[SCRATCH], 0, words[PARTITIONS]
@@ -325,19 +310,30 @@ def _latest(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, g
 
 @compiled
 def gathered(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, g: int, effective: int) -> int:
-    """What the group's window holds of an entity on several partitions, each merged by itself, in partition order."""
-    t, to = words[g + TRACK], words[SCRATCH]
-    if words[t + KIND] == LATEST:
+    """What the group's window holds of an entity: each partition merged by itself, then all in partition order."""
+    t, to, as_of = words[g + TRACK], words[SCRATCH], effective - words[g + DELAY]
+    kind, base, room = words[t + KIND], ZERO, to
+    if kind == LATEST:
         return _latest(words, reals, slots, entity, g)
-    base = ZERO
     for p in range(words[PARTITIONS]):
-        h = slots[entity, p]
-        at = window(words, reals, h, g, effective, to + words[ACC_MOST]) if h else ZERO
+        h, at = slots[entity, p], ZERO
+        if h == 0:
+            continue
+        if kind == SESSIONS:
+            at = _session(words, h, g, as_of)
+        elif kind == EVENTS and words[g + DELAY]:
+            at = _delayed_events(words, reals, h, g, as_of, room)
+        elif kind == EVENTS:
+            at = _events(words, reals, h, g, as_of, room)
+        elif words[g + DELAY]:
+            at = _delayed_tiles(words, reals, h, g, as_of, room)
+        else:
+            at = _merged_tiles(words, reals, h, g, as_of - words[g + LENGTH] + 1, room)
         if at == 0:
             continue
-        if base == 0:
-            copy(words, to, at, words[t + ACC])
-            base = to
-        else:
+        if base:
             merge(words, reals, t, to, at)
+        elif at != to:
+            copy(words, to, at, words[t + ACC])
+        base, room = to, to + words[ACC_MOST]
     return base
