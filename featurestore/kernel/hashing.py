@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.kernel.layout import compiled, entry
+from featurestore.kernel.layout import ZERO, compiled, entry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +48,7 @@ def number_all(
 
     `known`, `known_ends` and `table` (of numbers, -1 for none; as long as a power of two) must have room for all.
     """
-    mask, begin = np.uint64(table.shape[0] - 1), 0
+    mask, begin = np.uint64(table.shape[0] - 1), ZERO
     for i in range(ends.shape[0]):
         end = ends[i]
         place, length = _hashed(text, begin, end, seed) & mask, end - begin
@@ -57,7 +57,8 @@ def number_all(
             if number < 0:
                 number = count
                 start = known_ends[count - 1] if count else 0
-                known[start : start + length] = text[begin:end]
+                for at in range(length):
+                    known[start + at] = text[begin + at]
                 known_ends[count] = start + length
                 table[place] = number
                 count += 1
@@ -74,7 +75,7 @@ def number_all(
 @entry
 def fill_table(known: Bytes, known_ends: Ints, count: int, seed: np.uint64, table: Table) -> None:
     """Enter all known keys into an empty table."""
-    mask, begin = np.uint64(table.shape[0] - 1), 0
+    mask, begin = np.uint64(table.shape[0] - 1), ZERO
     for number in range(count):
         place = _hashed(known, begin, known_ends[number], seed) & mask
         while table[place] >= 0:
