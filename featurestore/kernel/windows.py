@@ -263,7 +263,6 @@ def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> 
     if words[at + _BOUNDARY] != boundary:
         words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, 0
     middle = place(words, h, t, boundary) if first_time < boundary else first
-    _before(words, reals, h, g, at, first, middle, to)
     whole = first_time <= boundary
     begin = middle + words[at + _UPTO] if whole else middle
     if begin == middle:
@@ -271,6 +270,9 @@ def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> 
     for i in range(begin, count):
         add_record(words, reals, t, after, start + i * stride)
     words[at + _UPTO] = count - middle if whole else 0
+    if first == middle:
+        return after
+    _before(words, reals, h, g, at, first, middle, to)
     merge(words, reals, t, to, after)
     return to
 
@@ -331,9 +333,11 @@ def gathered(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, 
             at = _merged_tiles(words, reals, h, g, as_of - words[g + LENGTH] + 1, room)
         if at == 0:
             continue
-        if base:
-            merge(words, reals, t, to, at)
-        elif at != to:
-            copy(words, to, at, words[t + ACC])
-        base, room = to, to + words[ACC_MOST]
+        if base == 0:
+            base, room = at, to + words[ACC_MOST]
+            continue
+        if base != to:
+            copy(words, to, base, words[t + ACC])
+            base = to
+        merge(words, reals, t, to, at)
     return base
