@@ -245,14 +245,6 @@ def test_a_read_is_never_before_the_newest_event_of_its_entity():
     assert results.words[:, 2:].tolist() == [[1, 0]]
 
 
-@pytest.mark.parametrize("column", ["x", "i"])
-def test_the_deviation_of_large_neighbours_is_exact(column):
-    state = state_of(made({"std": Std(column)}, windows=["1h"]))
-    values = [10**9, 10**9 + 1, 10**9 + 2]
-    do(state, numbered(event(NOON + 120_000 * n, **{column: value}) for n, value in enumerate(values)))
-    assert read(state, as_of=NOON) == {"std_1h": 1.0}
-
-
 def test_first_and_last_go_by_time_then_partition_then_offset():
     state = state_of(made({"first": First("i"), "last": Last("i")}, windows=["5s", "lifetime"]))
     events = [(0, 2), (0, 2), (1, 1), (1, 0), (1, 1), (0, 1), (0, 0), (0, 0), (1, 0)]
