@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import subprocess
@@ -100,14 +101,20 @@ def why_no_kafka() -> str | None:
 
 @cache
 def jars() -> Path:
-    """The directory with the broker's jars, fetched once for every pom."""
+    """The directory with the broker's jars, fetched once for every pom, also where tests run in several processes."""
     place = _CACHE / f"kafka-{sha256(_POM.read_bytes()).hexdigest()[:12]}"
-    if not place.is_dir():
-        _CACHE.mkdir(exist_ok=True)
-        with TemporaryDirectory(dir=_CACHE) as temporary:
-            fetched = Path(temporary) / "jars"
-            goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={fetched}"]
-            maven = ["mvn", "-q", "-B", "-Dstyle.color=never", "-f", str(_POM)]
-            subprocess.run([*maven, *goal], check=True, capture_output=True, timeout=900)
-            fetched.rename(place)
+    _CACHE.mkdir(exist_ok=True)
+    with (_CACHE / "kafka.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.is_dir():
+            _fetch(place)
     return place
+
+
+def _fetch(place):
+    with TemporaryDirectory(dir=_CACHE) as temporary:
+        fetched = Path(temporary) / "jars"
+        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={fetched}"]
+        maven = ["mvn", "-q", "-B", "-Dstyle.color=never", "-f", str(_POM)]
+        subprocess.run([*maven, *goal], check=True, capture_output=True, timeout=900)
+        fetched.rename(place)
