@@ -86,7 +86,7 @@ def make_topics(kafka, given):
 
 def send(kafka, topic, records):
     """Produce (partition, value) pairs, in order."""
-    producer = Producer({"bootstrap.servers": kafka, "linger.ms": 1, "log_level": 0})
+    producer = Producer({"bootstrap.servers": kafka, "linger.ms": 1, "enable.idempotence": True, "log_level": 0})
     for at in range(0, len(records), 50_000):
         for partition, value in records[at : at + 50_000]:
             producer.produce(topic, value, partition=partition)

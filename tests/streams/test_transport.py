@@ -300,7 +300,7 @@ def test_an_app_that_is_alone_takes_up_new_partitions(real_pair, prefix):
 
 def test_headers_are_kept_for_topics_that_ask_for_them(embedded_pair, prefix):
     kafka, topic = embedded_pair.kafka, make_topic(embedded_pair.kafka, f"{prefix}in", 1)
-    producer = Producer({"bootstrap.servers": kafka})
+    producer = Producer({"bootstrap.servers": kafka, "enable.idempotence": True})
     producer.produce(topic, b"1", headers={"error": b"bad"}, partition=0)
     producer.produce(topic, None, partition=0)
     producer.flush(20)
