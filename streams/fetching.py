@@ -219,7 +219,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def wake(self) -> None:
         """Make a fetch under way look again at which partitions are wanted. May be called from any thread."""
-        self.thread_loop.call_soon_threadsafe(self._wake)
+        with suppress(RuntimeError):  # the thread has ended
+            self.thread_loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         fetcher = self._consumer and self._consumer._fetcher

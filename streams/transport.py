@@ -66,13 +66,17 @@ async def end_offsets(consumer: Consumer, tps: Iterable[TP]) -> dict[TP, int]:
 
 
 class _Wanted:
-    """The partitions to fetch now, looked up in the middle of a fetch: a release takes effect at once."""
+    """The partitions to fetch now, looked up in the middle of a fetch: a release takes effect at once.
+
+    A fetch may be under way while partitions are sought anew. Nobody would take what it brings before flow resumes.
+    """
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
 
     def __contains__(self, tp: object) -> bool:
-        return tp in self._consumer._active_partitions and tp not in self._consumer._held
+        consumer = self._consumer
+        return consumer.flow_active and tp in consumer._active_partitions and tp not in consumer._held
 
 
 class Consumer(driver.Consumer):  # type: ignore[misc]
@@ -94,6 +98,11 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     def release(self, tp: TP) -> None:
         """Deliver a held partition again."""
         self._held.discard(tp)
+        self._thread.wake()
+
+    def resume_flow(self) -> None:
+        """Deliver again, also by a fetch that is under way."""
+        super().resume_flow()
         self._thread.wake()
 
     def fetched_end(self, tp: TP) -> int | None:

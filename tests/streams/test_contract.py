@@ -55,6 +55,7 @@ def test_the_versions_are_those_that_were_read():
         (Consumer.seek_to_committed, ["self"]),
         (Consumer.on_partitions_revoked, ["self", "revoked"]),
         (Consumer.on_buffer_drop, ["self", "tp"]),
+        (Consumer.resume_flow, ["self"]),
         (Consumer.verify_event_path, ["self", "now", "tp"]),
         (ConsumerThread.on_partitions_assigned, ["self", "assigned", "generation_id"]),
         (ConsumerThread.on_partitions_revoked, ["self", "revoked"]),

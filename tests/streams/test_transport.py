@@ -76,6 +76,28 @@ def test_a_held_partition_waits_until_it_is_released(embedded_pair, prefix):
     asyncio.run(main())
 
 
+def test_a_fetch_from_before_a_rebalance_takes_nothing_that_is_to_come_after_it(embedded_pair, prefix):
+    kafka, topic = embedded_pair.kafka, make_topic(embedded_pair.kafka, f"{prefix}in", 1)
+    apps = []
+
+    async def assigned(_):
+        consumer = apps[0].consumer
+        consumer.flow_active = True  # as it was when the fetch began
+        fetch = asyncio.ensure_future(consumer._getmany(consumer._wanted, 1.0))
+        await asyncio.sleep(0.2)
+        consumer.flow_active = False
+        produce(kafka, topic, 0, numbered(0, 10))
+        assert await fetch == {}
+
+    async def main():
+        received, delivery = Received(), Delivery(assigned=assigned)
+        async with running(kafka, f"{prefix}g", [topic], received, alone=True, delivery=delivery) as app:
+            apps.append(app)
+            await received.until(lambda: received.count() == 10)
+
+    asyncio.run(main())
+
+
 def test_a_restart_goes_on_from_the_stored_positions_and_not_from_what_kafka_has(pair, prefix):
     topic, group = make_topic(pair.kafka, f"{prefix}in", 2), f"{prefix}g"
     for partition in (0, 1):
