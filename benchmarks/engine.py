@@ -8,10 +8,12 @@ values as theirs.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -154,8 +156,6 @@ def _starts() -> tuple[float, float]:
         "import time; begun = time.perf_counter(); from benchmarks import engine; ready = time.perf_counter();"
         "engine.after_each(engine.TILED, engine.events(10, 10)); print(time.perf_counter() - ready)"
     )
-    import tempfile  # noqa: PLC0415 - for this measurement only
-
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
         runs = [
@@ -207,11 +207,9 @@ def measure(count: int = 1_000_000, runs: int = RUNS) -> dict[str, float]:
 
 
 def main() -> None:
-    os.environ["POLARS_MAX_THREADS"] = "1"
+    alone = {**os.environ, "POLARS_MAX_THREADS": "1"}  # Polars takes its threads when it is imported
     code = "from benchmarks import engine; import json; print(json.dumps(engine.measure()))"
-    import json  # noqa: PLC0415 - the measurement is a process of its own: Polars takes its threads when imported
-
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=alone, stdout=subprocess.PIPE, text=True, check=True)
     table = Table("engine, one core, medians", "", title_justify="left")
     for name, value in json.loads(done.stdout.splitlines()[-1]).items():
         table.add_row(name, f"{value:,.0f}" if value > 1_000 else f"{value:,.2f}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,10 +94,8 @@ class View:
 
     def _add_aggregate(self, here: str, name: str, aggregate: Aggregate, windows: Windows) -> None:
         types = self.source.types
-        try:
+        with _told(here):
             aggregate.check(types, self.source.name)
-        except DefinitionError as error:
-            raise DefinitionError(f"{here}: {error}") from None
         kind = types[aggregate.column] if aggregate.column else "int"
         if aggregate.where is not None and checked_type(aggregate.where, types, f"{here}, where") != "bool":
             raise DefinitionError(f"{here}: where must be true or false for each event, as a comparison is")
@@ -106,11 +105,9 @@ class View:
         if not chosen:
             raise DefinitionError(f'{here}: it has no windows; give a list, such as windows=["5m", "1h"]')
         for each in chosen:
-            made = each if isinstance(each, Window) else _named_window(each, here)
-            try:
+            with _told(here):
+                made = each if isinstance(each, Window) else window(each)
                 aggregate.check_window(made)
-            except DefinitionError as error:
-                raise DefinitionError(f"{here}: {error}") from None
             self._add(here, Feature(self, f"{name}_{made.label}", aggregate.output(kind), aggregate, made))
 
     def _add_derived(self, here: str, name: str, value: Derived) -> None:
@@ -188,9 +185,11 @@ def view(*, entity: Entity, source: Source, windows: Windows = (), version: int 
     return lambda cls: View(cls, entity=entity, source=source, windows=windows, version=version)
 
 
-def _named_window(text: str, here: str) -> Window:
+@contextmanager
+def _told(here: str) -> Iterator[None]:
+    """Let an error in a definition say where it is."""
     try:
-        return window(text)
+        yield
     except DefinitionError as error:
         raise DefinitionError(f"{here}: {error}") from None
 

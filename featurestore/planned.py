@@ -107,11 +107,7 @@ class Plan:
         words = np.zeros(end + max(1 << 12, 2 * self.reserve), np.int64)
         words[at.TRACKS], words[at.TRACKS_END] = places["tracks"], places["ops"]
         words[at.GROUPS], words[at.GROUPS_END] = places["groups"], places["outs"]
-        words[at.OUTPUTS], words[at.HEAD_WORDS], words[at.CACHE_WORDS] = (
-            len(self.outputs),
-            self.head_words,
-            self.cache_words,
-        )
+        words[at.HEAD_WORDS], words[at.CACHE_WORDS] = self.head_words, self.cache_words
         words[at.SCRATCH], words[at.ACC_MOST], words[at.PARTITIONS] = places["scratch"], acc, partitions
         words[at.CLOCKS], words[at.SIZES], words[at.USED] = places["clocks"], places["sizes"], end
         words[at.LATENESS], words[at.KEEPS] = self.lateness, self.keeps

@@ -2,7 +2,8 @@
 
 The kernel knows one array, seen as integers (`words`) and as floats (`reals`), so that each keeps its own bits. Plan,
 slots, tiles and caches are records in it: a record's address is the index of its first word, and the names below are
-distances from there. So a call hands over two arrays and a few numbers, and memory grows by copying one array.
+distances from there. So a call hands over two arrays and a few numbers, and memory
+grows as one array.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def entry(function: Callable[..., Any]) -> Callable[..., Any]:
 INT_MAX = np.iinfo(np.int64).max
 INT_MIN = np.iinfo(np.int64).min
 TWO_TO_64 = 2.0**64
-# Numba compiles a function anew for each literal that it is called with; these are no literals to it.
-ZERO, NONE = cast("int", np.int64(0)), cast("int", np.int64(-1))
+# Numba compiles a function anew for each literal that it is called with; this is no literal to it.
+ZERO = cast("int", np.int64(0))
 
 #: What became of an event: folded; too late for every window; quarantined, since an integer sum would overflow; left
 #: out of the view, since its entity key is null.
@@ -61,9 +62,9 @@ PENDING = -1
 TILES, EVENTS, LATEST, SESSIONS = range(4)
 
 # The first words: where the plan's records lie and what they need; then what changes.
-TRACKS, TRACKS_END, GROUPS, GROUPS_END, OUTPUTS, HEAD_WORDS, CACHE_WORDS, CACHE_FREE = range(8)
-SCRATCH, ACC_MOST, PARTITIONS, CLOCKS, SIZES, LATENESS, KEEPS, RESERVE, CHECKS = range(8, 17)
-USED, DIRTY_FIRST, LONGEST, WANTED, PLAN_WORDS = range(17, 22)
+TRACKS, TRACKS_END, GROUPS, GROUPS_END, HEAD_WORDS, CACHE_WORDS, CACHE_FREE = range(7)
+SCRATCH, ACC_MOST, PARTITIONS, CLOCKS, SIZES, LATENESS, KEEPS, RESERVE, CHECKS = range(7, 16)
+USED, DIRTY_FIRST, LONGEST, WANTED, PLAN_WORDS = range(16, 21)
 
 #: Sizes of rooms, at most.
 CLASSES = 63

@@ -131,10 +131,9 @@ def sort_out(words: Words, steps: Steps, results: Results, emit: bool) -> None:
                 status = KEYLESS
         elif steps.entity[i] < 0:
             status = FOLDED
-            _nothing(results, i)
             results.effective[i] = steps.time[i]
         results.status[i] = status
-        if status != PENDING and emit:
+        if status != PENDING and (emit or steps.row[i] < 0):
             _nothing(results, i)
 
 
@@ -151,7 +150,7 @@ def _chain(
     for i in range(begin, end):
         following[0, i - begin] = -1
         entity = steps.entity[i]
-        if results.status[i] != PENDING or entity < 0:
+        if results.status[i] != PENDING:
             continue
         if last[entity] < 0:
             following[1, chains] = i - begin
