@@ -24,7 +24,7 @@ from featurestore.align import Chunk
 from featurestore.definitions import View
 from featurestore.engine import NO_ENTITY, ViewState
 from featurestore.errors import DataError
-from featurestore.expressions import TYPES
+from featurestore.expressions import FEATURE_TYPES, TYPES
 from featurestore.flow import Flow
 from featurestore.frames import META, entity_codes, feature_frame, lane_inputs
 from featurestore.kernel import Steps, layout
@@ -267,10 +267,10 @@ def _run(state: ViewState, log: _Log, first: int, folds: Bools, entities: Ints, 
     steps.partition[folds] = events["_partition"].to_numpy()
     steps.time[folds], steps.time[~folds] = events["_time"].to_numpy(), times
     steps.offset[folds] = np.arange(first, first + len(events))  # not their own: by time they may not ascend
-    results = state.run(steps, lane_inputs(state.plan, events), emit=False)
+    results = state.run(steps, lane_inputs(state.plan, events, state.texts), emit=False)
     reads = np.flatnonzero(~folds)
     effective = pl.Series("_effective", results.effective[reads])
-    return pl.DataFrame([effective]).hstack(feature_frame(state.plan, results, reads))
+    return pl.DataFrame([effective]).hstack(feature_frame(state.plan, results, reads, state.texts))
 
 
 def _copied(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
@@ -305,10 +305,12 @@ def _oldest(plan: Plan, times: Ints) -> Ints:
 
 
 def _no_features(view: View) -> pl.DataFrame:
-    return pl.DataFrame(schema={"_effective": pl.Int64, **{name: TYPES[kind] for name, kind in view.outputs.items()}})
+    return pl.DataFrame(
+        schema={"_effective": pl.Int64, **{name: FEATURE_TYPES[kind] for name, kind in view.outputs.items()}}
+    )
 
 
 def _nothing_after(view: View) -> pl.DataFrame:
     keys = {key: TYPES[view.source.types[key]] for key in view.entity.keys if key not in view.outputs}
-    outputs = {name: TYPES[kind] for name, kind in view.outputs.items()}
+    outputs = {name: FEATURE_TYPES[kind] for name, kind in view.outputs.items()}
     return pl.DataFrame(schema={**{name: META[name] for name in ("_partition", "_offset", "_time")}, **keys, **outputs})

@@ -74,8 +74,8 @@ def after_each(made: View, frame: pl.DataFrame) -> dict[str, pa.Array]:
     state = ViewState(compiled(made), 1)
     codes, keys = entity_codes(frame, ["card"])
     numbers = state.number(keys)[codes]
-    results = state.run(steps_of(frame, numbers), lane_inputs(state.plan, frame), emit=True)
-    return feature_columns(state.plan, results)
+    results = state.run(steps_of(frame, numbers), lane_inputs(state.plan, frame, state.texts), emit=True)
+    return feature_columns(state.plan, results, state.texts)
 
 
 def at_rows(made: View, frame: pl.DataFrame, rows: pl.DataFrame) -> dict[str, pa.Array]:
@@ -89,8 +89,8 @@ def at_rows(made: View, frame: pl.DataFrame, rows: pl.DataFrame) -> dict[str, pa
     row = np.where(is_row, -1, order)
     nothing = np.zeros(len(both), np.int64)
     steps = Steps(row, numbers[order], nothing, both["_time"].to_numpy()[order], np.where(is_row, -1, order))
-    results = state.run(steps, lane_inputs(state.plan, frame), emit=False)
-    return feature_columns(state.plan, results, np.flatnonzero(is_row))
+    results = state.run(steps, lane_inputs(state.plan, frame, state.texts), emit=False)
+    return feature_columns(state.plan, results, state.texts, np.flatnonzero(is_row))
 
 
 _AGGREGATES = (

@@ -193,13 +193,13 @@ class Max(Aggregate):
 class First(Aggregate):
     """The value of the first event by (time, partition, offset)."""
 
-    accepts = ORDERED
+    accepts = (*ORDERED, "str")
 
 
 class Last(Aggregate):
     """The value of the last event by (time, partition, offset)."""
 
-    accepts = ORDERED
+    accepts = (*ORDERED, "str")
 
 
 class Any(Aggregate):

@@ -18,9 +18,12 @@ from featurestore.growing import GrowingWords
 from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
 from featurestore.planned import Plan
+from featurestore.texts import Texts, read_texts
 
 #: Entity number of a step whose entity key is null: it folds nothing and reads nulls.
 NO_ENTITY = -1
+#: Words that a step's lists and maps are given room for at first.
+ITEMS = 16
 #: Steps done together: what they write must fit into a processor's cache, beside the states of their entities.
 CHUNK = 8_192
 _NEVER = np.iinfo(np.int64).min
@@ -42,6 +45,7 @@ class ViewState:
         self.plan = plan
         self.partitions = partitions
         self.names = Names()
+        self.texts = Texts()
         self._loaded = np.zeros((64, partitions), np.bool_)
         self._fresh: set[int] = set()
         self._slots = np.zeros((64, partitions), np.int64)  # addresses of heads by entity and partition, 0 for none
@@ -83,9 +87,16 @@ class ViewState:
 
     def load(self, entity: int, partition: int, blob: bytes | memoryview | None) -> None:
         """Take a stored state (None: there is none). Raises FormatError when it is not of this plan and version."""
-        words = self._checked(blob, self.names[entity]) if blob is not None else self._nothing()
+        words = self._nothing() if blob is None else _frozen(np.frombuffer(blob[: len(blob) // 8 * 8], np.int64))
+        if blob is not None and (len(blob) % 8 or not self._take_texts(words)):
+            raise self._unreadable(entity)
         self._make_room(4 * len(words))
         kernel.load(self._words, self._slots, entity, partition, words)
+        if self.plan.has_texts and not kernel.knows_all(
+            self._words, self._slots[entity, partition], self.texts.lexicon
+        ):
+            kernel.load(self._words, self._slots, entity, partition, self._nothing())
+            raise self._unreadable(entity)
         self._loaded[entity, partition] = True
 
     def run(self, steps: Steps, inputs: Inputs, *, emit: bool) -> Results:
@@ -96,10 +107,12 @@ class ViewState:
         outputs, count = len(self.plan.outputs), len(steps.row)
         words = np.empty((outputs, count), np.int64)
         valid, effective = np.ones((outputs, count), np.bool_), np.zeros(count, np.int64)
-        results = Results(words, words.view(np.float64), valid, effective, np.zeros(count, np.int8))
+        items = np.zeros(1 + ITEMS * count if self.plan.bags else 1, np.int64)
+        results = Results(words, words.view(np.float64), valid, effective, np.zeros(count, np.int8), items)
         # Numba compiles anew for arrays that it may not write to, as Polars gives them.
         steps = Steps(*(np.require(array, np.int64, ["C", "W"]) for array in steps))
         kernel.sort_out(self._words, steps, results, emit)
+        self._words[layout.ITEMS] = 1  # at 0 is what has no entries
         following = np.empty((2, min(CHUNK, count)), np.int32)
         for begin in range(0, count, CHUNK):
             end = min(begin + CHUNK, count)
@@ -115,9 +128,21 @@ class ViewState:
                 following,
                 self._last,
                 emit,
+                True if self.plan.bags else None,
             ):
                 self._make_room(int(self._words[layout.WANTED]))
+                results = self._with_room(results)
         return results
+
+    def _with_room(self, results: Results) -> Results:
+        """Results with room for the lists that are wanted next."""
+        wanted = int(self._words[layout.ITEMS_WANTED])
+        self._words[layout.ITEMS_WANTED] = 0
+        if not wanted:
+            return results
+        items = np.zeros(2 * len(results.items) + wanted, np.int64)
+        items[: len(results.items)] = results.items
+        return results._replace(items=items)
 
     def take_changes(self) -> list[Changes]:
         """The states written to since the last call, by partition; they count as stored from now on."""
@@ -134,9 +159,10 @@ class ViewState:
         """The slots' states, encoded into one buffer."""
         if not len(slots):
             return []
-        ends = np.cumsum(kernel.sizes_of(self._words, slots))
+        lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
+        ends = np.cumsum(kernel.sizes_of(self._words, slots, lexicon, mark))
         out = np.empty(int(ends[-1]), np.int64)
-        kernel.encode(self._words, slots, ends, out)
+        kernel.encode(self._words, slots, ends, out, lexicon, mark + len(slots))
         raw, starts = out.data.cast("B"), ends - np.diff(ends, prepend=0)
         partitions, entities = self._words[slots + layout.PARTITION], self._words[slots + layout.ENTITY]
         changes = []
@@ -151,16 +177,22 @@ class ViewState:
         runs = len(self.plan.tracks)
         return _frozen(np.array([kernel.FORMAT | runs << 8, _NEVER, _NEVER, *[0] * runs], np.int64))
 
-    def _checked(self, blob: bytes | memoryview, entity: bytes) -> NDArray[np.int64]:
-        """The words of a stored state, or FormatError."""
-        words = _frozen(np.frombuffer(blob, np.int64) if len(blob) % 8 == 0 else np.zeros(0, np.int64))
-        if not kernel.is_sound(self._words, words):
-            raise FormatError(
-                f"the stored state of {self.plan.view.key}, entity {entity.decode()}, is not of format "
-                f"{kernel.FORMAT}: it was written by another version or is damaged; rebuild the view from its topic "
-                "with `onceflow backfill`"
-            )
-        return words
+    def _take_texts(self, words: NDArray[np.int64]) -> bool:
+        """Learn the texts of a stored state; False when it is not of this plan and format."""
+        end = kernel.end_of_runs(self._words, words)
+        if end < 0 or end == len(words):
+            return bool(end >= 0)
+        texts = read_texts(words[end:]) if self.plan.has_texts else None
+        if texts is not None:
+            self.texts.codes(texts)
+        return texts is not None
+
+    def _unreadable(self, entity: int) -> FormatError:
+        return FormatError(
+            f"the stored state of {self.plan.view.key}, entity {self.names[entity].decode()}, is not of format "
+            f"{kernel.FORMAT}: it was written by another version or is damaged; rebuild the view from its topic "
+            "with `onceflow backfill`"
+        )
 
     def _grow_entities(self, count: int) -> None:
         have = len(self._slots)
@@ -176,7 +208,8 @@ class ViewState:
         """Make sure that memory has room for a step, and for `more` words beside."""
         words = self._words
         words[layout.WANTED] = 0
-        need = int(words[layout.USED] + 4 * words[layout.LONGEST] + words[layout.RESERVE]) + more
+        longest = 2 * (len(self.plan.tracks) + 1) * words[layout.LONGEST]  # as kernel.run reckons
+        need = int(words[layout.USED] + longest + words[layout.RESERVE]) + more
         if need > len(words):
             length = max(need + need // 4, len(words) + len(words) // 2)
             del words

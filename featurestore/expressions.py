@@ -19,6 +19,15 @@ TYPES: dict[str, pl.DataType] = {
     "timestamp[ms]": pl.Int64(),
 }
 
+#: Types that only features have: lists, values with counts, and maps from a text.
+LIST_TYPES: dict[str, pl.DataType] = {f"list[{name}]": pl.List(dtype) for name, dtype in TYPES.items()}
+LIST_TYPES |= {
+    f"counts[{name}]": pl.List(pl.Struct({"value": dtype, "count": pl.Int64()})) for name, dtype in TYPES.items()
+}
+LIST_TYPES |= {f"map[{name}]": pl.Map(pl.String(), TYPES[name]) for name in ("int", "float")}
+#: The Polars type of every type that a feature may have.
+FEATURE_TYPES = TYPES | LIST_TYPES
+
 # Few values and nulls among them, so that rows repeat each other in every column, though not in all columns at once:
 # what looks at duplicates, groups or neighbours then gives itself away.
 _PROBES: dict[str, list[object]] = {
@@ -28,6 +37,13 @@ _PROBES: dict[str, list[object]] = {
     "bool": [True, False, None],
     "timestamp[ms]": [1_700_000_000_123, 1_600_000_000_000, None, 1_800_000_000_001],
 }
+_PROBES |= {f"list[{kind}]": [values, None, [], values[:1]] for kind, values in list(_PROBES.items())}
+_PROBES |= {
+    f"counts[{kind}]": [[{"value": value, "count": 2} for value in values if value is not None], None, []]
+    for kind, values in list(_PROBES.items())
+    if kind in TYPES
+}
+_PROBES |= {"map[int]": [{"a": 1, "b": 2}, None, {}], "map[float]": [{"a": 0.5}, None, {}]}
 _PROBE_ROWS = 24
 
 # How a call of Python is serialized where cloudpickle is installed; where it is not, serializing fails.
@@ -78,7 +94,7 @@ def _probe(columns: Mapping[str, str]) -> pl.DataFrame:
         name: [_PROBES[kind][pick % len(_PROBES[kind])] for pick in row]
         for (name, kind), row in zip(columns.items(), picks.tolist(), strict=True)
     }
-    return pl.DataFrame(values, schema={name: TYPES[kind] for name, kind in columns.items()})
+    return pl.DataFrame(values, schema={name: FEATURE_TYPES[kind] for name, kind in columns.items()})
 
 
 def _canonical(dtype: pl.DataType, expression: pl.Expr, where: str) -> str:

@@ -147,7 +147,7 @@ class Flow:
         if len(work.folds):
             parts.insert(sum(part.before for part in parts), _Part(work.folds, work.fold_entities, None))
         steps, places = _steps(parts)
-        inputs = lane_inputs(state.plan, work.folds) if len(work.folds) else _no_inputs(state)
+        inputs = lane_inputs(state.plan, work.folds, state.texts) if len(work.folds) else _no_inputs(state)
         results = state.run(steps, inputs, emit=emit)
         reads, fold_rows = {}, np.zeros(0, np.int64)
         for part, rows in zip(parts, places, strict=True):
@@ -203,7 +203,7 @@ def _no_inputs(state: ViewState) -> Inputs:
 
 
 def _read_frame(state: ViewState, results: Results, rows: NDArray[np.int64], frame: pl.DataFrame) -> pl.DataFrame:
-    features = feature_frame(state.plan, results, rows)
+    features = feature_frame(state.plan, results, rows, state.texts)
     return features.with_columns(frame["_step"], pl.Series("_effective", results.effective[rows]))
 
 
@@ -225,6 +225,6 @@ def _view_output(
         folded = status == kernel.FOLDED
         keys = [key for key in work.view.entity.keys if key not in state.plan.view.outputs]
         head = work.folds.select("_partition", "_offset", "_time", *keys).filter(pl.Series(folded))
-        events = head.hstack(feature_frame(state.plan, results, rows[folded]))
+        events = head.hstack(feature_frame(state.plan, results, rows[folded], state.texts))
     late = work.folds.filter(pl.Series(status == kernel.LATE))
     return ViewOutput(events, late, work.folds.filter(pl.Series(status == kernel.OVERFLOW)), reads)

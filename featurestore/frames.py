@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from featurestore.columns import coded, column_of, present
 from featurestore.definitions import View
 from featurestore.errors import DataError
 from featurestore.expressions import TYPES, evaluated
@@ -20,6 +21,7 @@ from featurestore.kernel import Inputs, Results
 from featurestore.keys import encode_entity, encode_strings
 from featurestore.planned import Plan
 from featurestore.sources import Source
+from featurestore.texts import Texts
 
 _INT_MAX = np.iinfo(np.int64).max
 # What stands for null while keys are told apart.
@@ -51,26 +53,28 @@ def empty_frame(source: Source) -> pl.DataFrame:
     return pl.DataFrame(schema={**{name: TYPES[kind] for name, kind in source.types.items()}, **META})
 
 
-def lane_inputs(plan: Plan, frame: pl.DataFrame) -> Inputs:
-    """The inputs of each lane of the plan, a column an event of the frame. NaN and null are marked invalid."""
+def lane_inputs(plan: Plan, frame: pl.DataFrame, texts: Texts) -> Inputs:
+    """The inputs of each lane of the plan, a column an event of the frame. NaN and null are marked invalid.
+
+    Texts that the view keeps are known to `texts` from then on.
+    """
     words = np.zeros((len(plan.lanes), len(frame)), np.int64)
     reals, valid = words.view(np.float64), np.ones((len(plan.lanes), len(frame)), np.bool_)
     for i, lane in enumerate(plan.lanes):
-        if lane.column:
-            series = frame[lane.column]
-            if lane.is_float:
-                values = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
-                valid[i] = ~np.isnan(values)
-                reals[i] = values
-            elif series.dtype == pl.String:
-                valid[i] = series.is_not_null().to_numpy()
-            else:
-                valid[i] = series.is_not_null().to_numpy()
-                words[i] = series.cast(pl.Int64).fill_null(0).to_numpy()
+        if lane.coding:
+            words[i], valid[i] = coded(frame[lane.column], lane.coding, texts)
+        elif lane.is_float:
+            values = frame[lane.column].cast(pl.Float64).fill_null(np.nan).to_numpy()
+            valid[i] = ~np.isnan(values)
+            reals[i] = values
+        elif lane.column:
+            valid[i] = frame[lane.column].is_not_null().to_numpy()
+            if frame.schema[lane.column] != pl.String:
+                words[i] = frame[lane.column].cast(pl.Int64).fill_null(0).to_numpy()
         else:
             words[i] = 1
         if lane.other:
-            valid[i] &= frame[lane.other].cast(pl.Float64).is_not_nan().fill_null(False).to_numpy()
+            valid[i] &= present(frame[lane.other])
         if lane.where is not None:
             valid[i] &= frame.select(lane.where.fill_null(False).alias("_")).to_series().to_numpy()
     return Inputs(words, reals, valid)
@@ -106,20 +110,20 @@ def _encoded(entities: pl.DataFrame) -> list[bytes]:
     return [encode_entity(row) for row in entities.rows()]
 
 
-def feature_columns(plan: Plan, results: Results, rows: NDArray[np.int64] | slice = slice(None)) -> dict[str, pa.Array]:
+def feature_columns(
+    plan: Plan, results: Results, texts: Texts, rows: NDArray[np.int64] | slice = slice(None)
+) -> dict[str, pa.Array]:
     """Stored features of the steps in `rows`, as columns by short name."""
     out = {}
     for j, feature in enumerate(plan.outputs):
-        valid = results.valid[j, rows]
-        values = results.reals[j, rows] if feature.type == "float" else results.words[j, rows]
-        values = values != 0 if feature.type == "bool" else values
-        out[feature.name] = pa.array(values) if valid.all() else pa.array(values, mask=~valid)
+        valid, words = results.valid[j, rows], results.words[j, rows]
+        out[feature.name] = column_of(feature, words, valid, results.items, texts)
     return out
 
 
-def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64]) -> pl.DataFrame:
+def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64], texts: Texts) -> pl.DataFrame:
     """All features of the view for the steps in `rows`: stored ones and, computed from them, derived ones."""
-    stored = feature_columns(plan, results, rows)
+    stored = feature_columns(plan, results, texts, rows)
     frame = pl.DataFrame(pa.table({name: stored[name] for name in plan.view.outputs if name in stored}))
     return with_derived_features(plan.view, frame)
 

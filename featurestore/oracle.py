@@ -8,19 +8,23 @@ deviations are rounded from exact fractions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import polars as pl
 
 from featurestore import aggregates as ag
+from featurestore import bags
 from featurestore.aggregates import Window
 from featurestore.definitions import Feature, View
 from featurestore.expressions import TYPES
+from featurestore.texts import MAX_TEXT, code_of
+from featurestore.times import ENDLESS
 
 Event = Mapping[str, Any]  # the source's columns, `_partition`, `_offset` and `_time`
-Value = int | float | bool | None
+Value = int | float | bool | str | list[Any] | dict[str, Any] | None
 
 FOLDED, LATE, OVERFLOW, KEYLESS = "folded", "late", "overflow", "keyless"
 
@@ -125,18 +129,27 @@ def key(view: View, event: Event) -> tuple[Any, ...]:
 
 
 def inputs(feature: Feature, events: Sequence[Event]) -> list[Any]:
-    """What the feature takes from each event; None for nothing. Of a correlation it is a pair."""
+    """What the feature takes from each event; None for nothing. Of two columns it is a pair."""
     aggregate = feature.aggregate
     assert aggregate is not None
     values: list[Any] = [_number(event[aggregate.column]) if aggregate.column else 1 for event in events]
-    if isinstance(aggregate, ag.Corr):
-        others = [_number(event[aggregate.other]) for event in events]
+    if isinstance(aggregate, bags.CountBy):
+        values = [_category(value) for value in values]
+    if len(aggregate.columns) > 1:
+        others = [_number(event[aggregate.columns[1]]) for event in events]
+        others = [_category(value) for value in others] if isinstance(aggregate, bags.SumBy) else others
         values = [None if None in pair else pair for pair in zip(values, others, strict=True)]
     if aggregate.where is not None:
         frame = pl.DataFrame(list(events), schema={c: TYPES[t] for c, t in feature.view.source.types.items()})
         passes = [frame[i : i + 1].select(aggregate.where).item() for i in range(len(frame))]
         values = [value if pass_ else None for value, pass_ in zip(values, passes, strict=True)]
     return values
+
+
+def _category(value: Any) -> str | None:  # noqa: ANN401
+    if value is None:
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)[:MAX_TEXT]
 
 
 def _number(value: Any) -> Any:  # noqa: ANN401
@@ -151,6 +164,8 @@ def _is_integer(feature: Feature) -> bool:
 def _value(feature: Feature, events: Sequence[Event], effective: int) -> Value:
     assert feature.window is not None
     held = covered(feature, events, effective)
+    if isinstance(feature.aggregate, bags.BagAggregate):
+        return _of_bag(feature, held)
     rows = [
         (event["_time"], value) for event, value in zip(held, inputs(feature, held), strict=True) if value is not None
     ]
@@ -165,6 +180,90 @@ def _value(feature: Feature, events: Sequence[Event], effective: int) -> Value:
     if isinstance(aggregate, ag.Slope):
         return _slope(rows)
     return _FINISHES[type(aggregate)](values)
+
+
+def _of_bag(feature: Feature, held: Sequence[Event]) -> Value:
+    aggregate = feature.aggregate
+    found = zip(held, inputs(feature, held), strict=True)
+    rows = [(event, _cut(value)) for event, value in found if value is not None]
+    values = [value for _, value in rows]
+    if isinstance(aggregate, bags.FirstN):
+        return values[-aggregate.n :] if isinstance(aggregate, bags.LastN) else values[: aggregate.n]
+    if isinstance(aggregate, bags.Distinct):
+        return len({0.0 if value == 0 else value for value in values})
+    if isinstance(aggregate, bags.Histogram):
+        buckets = Counter(sum(value >= edge for edge in aggregate.edges) for value in values)
+        return [buckets[i] for i in range(len(aggregate.edges) + 1)]
+    if isinstance(aggregate, bags.Quantile):
+        return _quantile(sorted(map(float, values)), aggregate.q)
+    if isinstance(aggregate, bags.TopK | bags.Mode):
+        most = aggregate.k if isinstance(aggregate, bags.TopK) else 1
+        ranked = sorted(_counted(feature, rows, aggregate.bound).items(), key=lambda each: (-each[1], _order(each[0])))
+        top = [{"value": value, "count": count} for value, count in ranked[:most]]
+        return top if isinstance(aggregate, bags.TopK) else next((each["value"] for each in top), None)
+    return _by_category(feature, rows)
+
+
+def _cut(value: Any) -> Any:  # noqa: ANN401
+    return value[:MAX_TEXT] if isinstance(value, str) else value
+
+
+def _order(value: Any) -> Any:  # noqa: ANN401
+    """Ties go to the smaller number, or to the text whose code is smaller."""
+    return code_of(value) if isinstance(value, str) else value
+
+
+def _tile(feature: Feature, event: Event) -> Hashable:
+    """What is counted by itself: an event's tile, of the exact windows a millisecond."""
+    assert feature.window is not None
+    hop = {"exact": 1, "tiles": feature.window.hop}.get(feature.window.kind, ENDLESS)
+    return event["_partition"], event["_time"] // hop
+
+
+def _counted(feature: Feature, rows: Sequence[tuple[Event, Any]], bound: int) -> dict[Any, int]:
+    """How often each value came. In a tile with `bound` values a new one takes the place of the rarest."""
+    assert feature.window is not None
+    tiles: dict[Hashable, dict[Any, int]] = {}
+    for event, value in sorted(rows, key=lambda row: row[0]["_offset"]):
+        tile = tiles.setdefault(_tile(feature, event), {})
+        before = 0
+        if value not in tile and len(tile) >= bound and feature.window.kind != "last":
+            before = tile.pop(min(tile, key=lambda each: (tile[each], _order(each))))
+        tile[value] = tile.get(value, before) + 1
+    total: Counter[Any] = Counter()
+    for tile in tiles.values():
+        total.update(tile)
+    return total
+
+
+def _by_category(feature: Feature, rows: Sequence[tuple[Event, Any]]) -> dict[str, Any]:
+    """Counts or sums by category. A tile knows the first `bound` categories, a window shows the largest of them."""
+    aggregate, window = feature.aggregate, feature.window
+    assert isinstance(aggregate, bags.CountBy | bags.SumBy)
+    assert window is not None
+    known: dict[Hashable, set[str]] = {}
+    parts: dict[str, list[Any]] = {}
+    for event, value in sorted(rows, key=lambda row: row[0]["_offset"]):
+        amount, category = value if isinstance(aggregate, bags.SumBy) else (1, value)
+        tile = known.setdefault(_tile(feature, event), set())
+        if category != aggregate.other and (len(tile) < aggregate.bound or window.kind == "last"):
+            tile.add(category)
+        parts.setdefault(category if category in tile else aggregate.other, []).append(amount)
+    rest = parts.pop(aggregate.other, [])
+    ranked = sorted(parts, key=lambda each: (-abs(float(sum(map(Fraction, parts[each])))), code_of(each)))
+    rest += [amount for category in ranked[aggregate.bound :] for amount in parts[category]]
+    shown = {category: parts[category] for category in ranked[: aggregate.bound]}
+    return {
+        category: _sum(amounts) for category, amounts in [*shown.items(), *([(aggregate.other, rest)] if rest else [])]
+    }
+
+
+def _quantile(ordered: Sequence[float], q: float) -> Value:
+    if not ordered:
+        return None
+    rank = q * (len(ordered) - 1)
+    low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
+    return low if low == high else low + (high - low) * (rank - math.floor(rank))
 
 
 def _sum(values: list[Any]) -> Value:

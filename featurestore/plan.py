@@ -8,19 +8,21 @@ a sum, all share the lane's count).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featurestore import aggregates as ag
+from featurestore.bagging import Bag, bag_of, holds_texts, out_of
+from featurestore.bags import BagAggregate
 from featurestore.errors import DefinitionError
-from featurestore.expressions import canonical_text
 from featurestore.kernel import finishes as fin
 from featurestore.kernel import layout as at
 from featurestore.kernel import primitives as prim
 from featurestore.kernel.windows import CACHE_HEAD
+from featurestore.lanes import LaneKey, lane_key, lanes_of
 from featurestore.planned import Lane, Plan
 from featurestore.times import ENDLESS
 
@@ -76,26 +78,35 @@ class _Track:
     places: dict[tuple[int, int, float], int] = field(default_factory=dict)  # by need, its first word in a tile
     acc: int = 0
     lanes: list[int] = field(default_factory=list)  # of which it keeps the values of events
+    bag: Bag | None = None
+    sessions: _Track | None = None  # which tell the bag or list of sessions
+    bagged: list[tuple[Feature, Bag]] = field(default_factory=list)  # features that come of a bag or list
 
 
-_Numbers = dict[tuple[str, str | None, str], int]
+_Numbers = Mapping[LaneKey, int]
 
 
 def compiled(view: View) -> Plan:
     """The plan of a view. Raises DefinitionError when it has more inputs than can be kept of an event."""
-    lanes, numbers = _lanes(view)
+    lanes, numbers = lanes_of(view)
     tracks = _tracks(view, lanes, numbers)
     _check_lanes(view, tracks)
     ops = [_ops(track) for track in tracks]
+    bags = list(dict.fromkeys(bag for track in tracks for _, bag in track.bagged))
     firsts = np.cumsum([0, *map(len, ops)]).tolist()
-    rows = [_row(track, first, end) for track, first, end in zip(tracks, firsts, firsts[1:], strict=False)]
+    rows = [
+        _row(track, tracks, bags, first, end) for track, first, end in zip(tracks, firsts, firsts[1:], strict=False)
+    ]
     outputs, groups, outs = _outputs(tracks, lanes, numbers)
+    _add_bag_outputs(tracks, bags, outputs, groups, outs)
     return Plan(
         view,
         tuple(lanes),
         tuple(outputs),
         tuple(rows),
         tuple(tuple(track.lanes) for track in tracks),
+        tuple(tuple(_texts(track, lanes)) for track in tracks),
+        tuple(bags),
         tuple(tuple(row) for part in ops for row, _ in part),
         tuple(parameter for part in ops for _, parameter in part),
         tuple(groups),
@@ -114,26 +125,6 @@ def _aggregate(feature: Feature) -> Aggregate:
 def _window(feature: Feature) -> Window:
     assert feature.window is not None
     return feature.window
-
-
-def _lane_key(feature: Feature) -> tuple[str, str | None, str]:
-    aggregate = _aggregate(feature)
-    return aggregate.column, canonical_text(aggregate.where), getattr(aggregate, "other", "")
-
-
-def _lanes(view: View) -> tuple[list[Lane], _Numbers]:
-    """The lanes, and the number of each; the two of a pair follow each other."""
-    lanes: list[Lane] = []
-    numbers: _Numbers = {}
-    for feature in view.stored:
-        key = _lane_key(feature)
-        if key not in numbers:
-            numbers[key] = len(lanes)
-            where, types = _aggregate(feature).where, view.source.types
-            lanes.append(Lane(key[0], where, bool(key[2]) or types.get(key[0]) == "float", key[2]))
-            if key[2]:
-                lanes.append(Lane(key[2], where, is_float=True, other=key[0]))
-    return lanes, numbers
 
 
 def _primitive(feature: Feature, is_float: bool) -> tuple[int, int]:
@@ -171,20 +162,45 @@ def _track_key(window: Window) -> tuple[int, int]:
 
 def _tracks(view: View, lanes: Sequence[Lane], numbers: _Numbers) -> list[_Track]:
     """The tracks: tiles, those of the shortest hop first, then the others."""
-    found: dict[tuple[int, int], _Track] = {}
+    found: dict[Hashable, _Track] = {}
     for feature in view.stored:
-        window, lane = _window(feature), numbers[_lane_key(feature)]
-        track = found.setdefault(_track_key(window), _Track(*_track_key(window)))
-        track.keep = max(track.keep, window.keep)
-        track.limit = max(track.limit, window.length) if window.kind == "last" else 0
-        if window.kind == "session":
-            track.keep = window.length + view.source.lateness_ms
+        window, lane = _window(feature), numbers[lane_key(feature)]
+        if isinstance(_aggregate(feature), BagAggregate):
+            bag = bag_of(_aggregate(feature), lane, sums_floats=lanes[min(lane + 1, len(lanes) - 1)].is_float)
+            _track_bag(found, feature, bag)
+            continue
+        track = _tracked(found, window, view.source.lateness_ms)
         track.needs |= {(lane, prim.N, 0.0), _need(feature, lanes, lane)}
         track.features.append(feature)
     tracks = sorted(found.values(), key=lambda track: (track.kind, track.hop))
     for track in tracks:
         _place(track)
     return tracks
+
+
+def _tracked(found: dict[Hashable, _Track], window: Window, lateness: int) -> _Track:
+    """The track that serves the window, made when there is none."""
+    track = found.setdefault(_track_key(window), _Track(*_track_key(window)))
+    track.keep = max(track.keep, window.keep)
+    track.limit = max(track.limit, window.length) if window.kind == "last" else 0
+    if window.kind == "session":
+        track.keep = window.length + lateness
+    return track
+
+
+def _track_bag(found: dict[Hashable, _Track], feature: Feature, bag: Bag) -> None:
+    """Enter a feature that comes of a bag or list: one of events that are kept anyway, or a track of its own."""
+    window = _window(feature)
+    if window.kind == "last":
+        track = _tracked(found, window, 0)
+    else:
+        kind, hop = at.LISTS if bag.is_list else at.BAGS, 1 if window.kind == "exact" else window.hop or window.length
+        key = (kind, hop, window.kind == "session", bag, bag.kind == at.LASTS and window.delay > 0)
+        track = found.setdefault(key, _Track(kind, hop, bag=bag))
+        track.keep = max(track.keep, window.keep)
+        if window.kind == "session":
+            track.sessions = _tracked(found, window, feature.view.source.lateness_ms)
+    track.bagged.append((feature, bag))
 
 
 def _place(track: _Track) -> None:
@@ -204,7 +220,8 @@ def _place(track: _Track) -> None:
     track.acc = word
     if track.kind in (at.EVENTS, at.LATEST):
         pairs = {lane + 1 for lane, primitive, _ in track.needs if primitive == prim.PAIR}
-        track.lanes = sorted({lane for lane, _, _ in track.needs} | pairs)
+        bags = {lane for _, bag in track.bagged for lane in range(bag.lane, bag.lane + bag.words)}
+        track.lanes = sorted({lane for lane, _, _ in track.needs} | pairs | bags)
 
 
 def _check_lanes(view: View, tracks: Sequence[_Track]) -> None:
@@ -233,9 +250,29 @@ def _stats(track: _Track, lane: int) -> int | None:
     return next((p for p in (prim.STATS_FLOAT, prim.STATS_INT) if (lane, p, 0.0) in track.places), None)
 
 
-def _row(track: _Track, first: int, end: int) -> tuple[int, ...]:
+def _row(track: _Track, tracks: Sequence[_Track], bags: Sequence[Bag], first: int, end: int) -> tuple[int, ...]:
     stride = 2 + len(track.lanes) if track.lanes else track.acc
-    return track.kind, track.hop, track.keep, stride, first, end, track.acc, track.limit
+    numbers, span = (0, 0), track.hop
+    if track.bag is not None:
+        stride = track.bag.stride
+        numbers = (1 + bags.index(track.bag), 1 + tracks.index(track.sessions) if track.sessions else 0)
+        delayed = any(_window(feature).delay for feature, _ in track.bagged)
+        # The last values of all time are the last of a window that ends now.
+        span = ENDLESS if track.bag.kind == at.LASTS and not delayed else track.hop
+    return track.kind, track.hop, track.keep, stride, first, end, track.acc, track.limit, 0, 0, 0, *numbers, span
+
+
+def _texts(track: _Track, lanes: Sequence[Lane]) -> list[int]:
+    """The places of codes of texts in the track's tiles or records."""
+    if track.bag is not None:
+        return [1] if holds_texts(lanes[track.bag.lane].coding) else []
+    if track.lanes:
+        return [2 + place for place, lane in enumerate(track.lanes) if holds_texts(lanes[lane].coding)]
+    return sorted(
+        word + 1
+        for (lane, primitive, _), word in track.places.items()
+        if primitive in (prim.FIRST, prim.LAST) and holds_texts(lanes[lane].coding)
+    )
 
 
 def _windows(track: _Track) -> list[tuple[int, int]]:
@@ -256,11 +293,31 @@ def _outputs(
             rows = _outs(track, mine, lanes, numbers, len(outputs))
             simple = not delay and track.kind == at.TILES and {row[0] for row, _ in rows} <= _SIMPLE
             ends = (len(outs), len(outs) + len(rows))
-            groups.append((number, length, delay, *ends, cached, _block(track, length), simple))
+            groups.append((number, length, delay, *ends, cached, _block(track, length), simple, 0, 0))
             cached += CACHE_HEAD + 2 * track.acc
             outs += rows
             outputs += mine
     return outputs, groups, outs
+
+
+def _add_bag_outputs(
+    tracks: Sequence[_Track],
+    bags: Sequence[Bag],
+    outputs: list[Feature],
+    groups: list[tuple[int, ...]],
+    outs: list[tuple[list[int], float]],
+) -> None:
+    """Add those features that come of bags and lists, a group for each bag of a window."""
+    nothing = [-1] * (len(fin.BUNDLED) - 1)
+    for number, track in enumerate(tracks):
+        for bag, length, delay in dict.fromkeys((b, _window(f).length, _window(f).delay) for f, b in track.bagged):
+            first, place = len(outs), track.lanes.index(bag.lane) if track.lanes else 0
+            for feature, of in track.bagged:
+                if of == bag and (_window(feature).length, _window(feature).delay) == (length, delay):
+                    row, parameter = out_of(feature)
+                    outs.append(([*row, 0, len(outputs), *nothing], parameter))
+                    outputs.append(feature)
+            groups.append((number, length, delay, first, len(outs), 0, 0, 0, 1 + bags.index(bag), place))
 
 
 def _block(track: _Track, length: int) -> int:
@@ -278,7 +335,7 @@ def _outs(
     bundles: dict[int, list[int]] = {}
     nothing = [-1] * len(fin.BUNDLED)
     for j, feature in enumerate(features, first):
-        lane = numbers[_lane_key(feature)]
+        lane = numbers[lane_key(feature)]
         primitive, finish = _primitive(feature, lanes[lane].is_float)
         stats, column = _stats(track, lane), _BUNDLED.get(finish)
         if stats is not None and column is not None:

@@ -10,11 +10,13 @@ import numpy as np
 
 from featurestore.kernel import layout as at
 from featurestore.kernel import primitives as prim
+from featurestore.times import ENDLESS
 
 if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from featurestore.bagging import Bag, Coding
     from featurestore.definitions import Feature, View
 
 
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 class Lane:
     """One input of the fold: the values of `column` ("" for the rows themselves) where `where` holds.
 
-    With `other`, only those events count that have a value there too.
+    With `other`, only those events count that have a value there too. `coding` says how values become words.
     """
 
     column: str
     where: pl.Expr | None
     is_float: bool
     other: str = ""
+    coding: Coding = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Plan:
     """A view made ready to run: `outputs` are its stored features in the order in which the kernel writes them.
 
     `tracks`, `ops` (of all tracks, one after another), `groups` and `outs` are rows as `kernel.layout` names their
-    columns; where a record has addresses of others, they have numbers of rows.
+    columns; where a record has addresses of others, they have numbers of rows (of bags and parents one
+    more, 0 for none).
     """
 
     view: View
@@ -44,13 +48,20 @@ class Plan:
     outputs: tuple[Feature, ...]
     tracks: tuple[tuple[int, ...], ...]
     track_lanes: tuple[tuple[int, ...], ...]
+    track_texts: tuple[tuple[int, ...], ...]  # by track the places, in its tiles or records, of codes of texts
+    bags: tuple[Bag, ...]
     ops: tuple[tuple[int, ...], ...]
     op_parameters: tuple[float, ...]
-    groups: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[int, ...], ...]  # those of bags and lists last
     outs: tuple[tuple[int, ...], ...]
     out_parameters: tuple[float, ...]
     cache_words: int
     lateness: int
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether states hold codes of texts, and so the texts too."""
+        return any(self.track_texts)
 
     @property
     def checks_overflow(self) -> bool:
@@ -67,8 +78,9 @@ class Plan:
     @property
     def reserve(self) -> int:
         """Words that one event may take, but for what doubles a long run."""
-        runs = sum(2 * min(_most(row), 64) * row[at.STRIDE] for row in self.tracks)
-        return runs + self.head_words + self.cache_words
+        runs = sum(2 * min(self._most(row) or 64, 64) * row[at.STRIDE] for row in self.tracks)
+        lists = max((row[at.LIMIT] for row in self.tracks), default=0)  # addresses of the last events
+        return runs + lists + self.head_words + self.cache_words
 
     @property
     def has_sessions(self) -> bool:
@@ -82,10 +94,26 @@ class Plan:
 
     @property
     def state_words(self) -> int | None:
-        """The most 64-bit words that one entity's state can take on one partition; None where there is no limit."""
-        if any(row[at.KIND] in (at.EVENTS, at.SESSIONS) for row in self.tracks):
+        """The most 64-bit words that one entity's state can take on one partition; None where there is no limit.
+
+        Texts come on top, each once.
+        """
+        most = [self._most(row) for row in self.tracks]
+        if None in most:
             return None
-        return at.HEAD + len(self.tracks) + sum(_most(row) * row[at.STRIDE] for row in self.tracks)
+        return at.HEAD + len(most) + sum(m * row[at.STRIDE] for m, row in zip(most, self.tracks, strict=True) if m)
+
+    def _most(self, row: Sequence[int]) -> int | None:
+        """The most tiles or records of a track; None where there is no limit."""
+        if row[at.KIND] == at.LATEST:
+            return 2 * row[at.LIMIT]
+        tiles = int(row[at.KEEP] // row[at.HOP] + 2)
+        if row[at.KIND] == at.TILES:
+            return tiles
+        if not row[at.BAG] or row[at.PARENT]:
+            return None
+        bag = self.bags[row[at.BAG] - 1]
+        return bag.most if row[at.SPAN] == ENDLESS or bag.most is None else tiles * bag.most
 
     def memory(self, partitions: int, sizes: Sequence[int]) -> NDArray[np.int64]:
         """The memory that the kernel works in, of a state that holds nothing yet (see `kernel.layout`).
@@ -99,14 +127,18 @@ class Plan:
             ("groups", len(self.groups) * at.GROUP_WORDS),
             ("outs", len(self.outs) * at.OUT_WORDS),
             ("lanes", sum(map(len, self.track_lanes))),
+            ("texts", sum(map(len, self.track_texts))),
+            ("bags", len(self.bags) * at.BAG_SIZE),
             ("sizes", len(sizes)),
             ("clocks", partitions),
-            ("scratch", 5 * acc + partitions),
+            ("scratch", 5 * acc + 2 * partitions),
         ):
             places[name], end = end, end + size
         words = np.zeros(end + max(1 << 12, 2 * self.reserve), np.int64)
         words[at.TRACKS], words[at.TRACKS_END] = places["tracks"], places["ops"]
-        words[at.GROUPS], words[at.GROUPS_END] = places["groups"], places["outs"]
+        plain = sum(not row[at.OF_BAG] for row in self.groups)
+        words[at.GROUPS], words[at.GROUPS_END] = places["groups"], places["groups"] + plain * at.GROUP_WORDS
+        words[at.BAG_GROUPS_END] = places["outs"]
         words[at.HEAD_WORDS], words[at.CACHE_WORDS] = self.head_words, self.cache_words
         words[at.SCRATCH], words[at.ACC_MOST], words[at.PARTITIONS] = places["scratch"], acc, partitions
         words[at.CLOCKS], words[at.SIZES], words[at.USED] = places["clocks"], places["sizes"], end
@@ -119,10 +151,19 @@ class Plan:
 
     def _write(self, words: NDArray[np.int64], places: Mapping[str, int]) -> None:
         """Write the plan's records, with addresses for numbers of rows."""
-        lane, reals = places["lanes"], words.view(np.float64)
-        for i, (row, lanes) in enumerate(zip(self.tracks, self.track_lanes, strict=True)):
+        lane, text, reals = places["lanes"], places["texts"], words.view(np.float64)
+        bags = [0, *(places["bags"] + i * at.BAG_SIZE for i in range(len(self.bags)))]
+        for bag, address in zip(self.bags, bags[1:], strict=True):
+            words[address : address + at.BAG_SIZE] = bag.lane, bag.kind, bag.policy, bag.bound, bag.words
+        for i, (row, lanes, texts) in enumerate(zip(self.tracks, self.track_lanes, self.track_texts, strict=True)):
             t = places["tracks"] + i * at.TRACK_WORDS
             words[t : t + len(row)] = row
+            words[t + at.BAG] = bags[row[at.BAG]]
+            if row[at.PARENT]:
+                words[t + at.PARENT] = places["tracks"] + (row[at.PARENT] - 1) * at.TRACK_WORDS
+            words[t + at.FIRST_TEXT], words[t + at.TEXTS] = text, len(texts)
+            words[text : text + len(texts)] = texts
+            text += len(texts)
             for column in (at.FIRST_OP, at.END_OP):
                 words[t + column] = places["ops"] + row[column] * at.OP_WORDS
             words[t + at.FIRST_LANE], words[t + at.LANES], words[t + at.RUN] = lane, len(lanes), at.RUNS + 2 * i
@@ -132,6 +173,7 @@ class Plan:
             g = places["groups"] + i * at.GROUP_WORDS
             words[g : g + len(row)] = row
             words[g + at.TRACK] = places["tracks"] + row[at.TRACK] * at.TRACK_WORDS
+            words[g + at.OF_BAG] = bags[row[at.OF_BAG]]
             for column in (at.FIRST_OUT, at.END_OUT):
                 words[g + column] = places["outs"] + row[column] * at.OUT_WORDS
         for rows, parameters, place, size, column in (
@@ -141,10 +183,3 @@ class Plan:
             for i, (row, parameter) in enumerate(zip(rows, parameters, strict=True)):
                 words[place + i * size : place + i * size + len(row)] = row
                 reals[place + i * size + column] = parameter
-
-
-def _most(row: Sequence[int]) -> int:
-    """The most tiles of a track; of sessions and events a guess."""
-    if row[at.KIND] == at.LATEST:
-        return 2 * row[at.LIMIT]
-    return int(row[at.KEEP] // row[at.HOP] + 2) if row[at.KIND] == at.TILES else 8

@@ -218,7 +218,7 @@ class _Work:
             pl.Series("_newest", newest),
             pl.Series("_status", self._statuses(numbers, effective - newest), pl.String),
         ]
-        return feature_frame(self._plan, results, np.arange(size)).hstack(marks)
+        return feature_frame(self._plan, results, np.arange(size), self.state.texts).hstack(marks)
 
     def _numbers(self) -> NDArray[np.int64]:
         known = [entity for entity in self._entities if entity is not None]

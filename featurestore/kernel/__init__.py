@@ -4,7 +4,7 @@ One kernel serves stream and batch. It works on plain arrays, in the order it is
 expire it: a tile out of every window is dropped whole.
 """
 
-from featurestore.kernel.blobs import encode, is_sound, load, sizes_of, take_dirty
+from featurestore.kernel.blobs import encode, end_of_runs, knows_all, load, sizes_of, take_dirty
 from featurestore.kernel.layout import FOLDED, FORMAT, HEAD, KEYLESS, LATE, OVERFLOW, Inputs, Results, Steps
 from featurestore.kernel.run import run, sort_out
 
@@ -19,7 +19,8 @@ __all__ = [
     "Results",
     "Steps",
     "encode",
-    "is_sound",
+    "end_of_runs",
+    "knows_all",
     "load",
     "run",
     "sizes_of",

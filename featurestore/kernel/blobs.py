@@ -1,4 +1,7 @@
-"""States as words to store: a head, the number of tiles of each run, then their tiles; only what may still be seen."""
+"""States as words to store: a head, the number of tiles of each run, then their tiles; only what may still be seen.
+
+Behind these are the texts of codes in them (see `kernel.lexicon`).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.kernel.bags import first_seen
 from featurestore.kernel.folding import forget
 from featurestore.kernel.layout import (
+    BAGS,
     DIRTY_FIRST,
     DIRTY_NEXT,
+    FIRST_TEXT,
     FORMAT,
     HEAD,
     HOP,
@@ -18,10 +24,12 @@ from featurestore.kernel.layout import (
     LAST_OFFSET,
     LATEST,
     LIMIT,
+    LISTS,
     NEWEST,
     SESSIONS,
     SIZES,
     STRIDE,
+    TEXTS,
     TILES,
     TRACK_WORDS,
     TRACKS,
@@ -30,6 +38,7 @@ from featurestore.kernel.layout import (
     compiled,
     entry,
 )
+from featurestore.kernel.lexicon import Lexicon, number_of, text_words, write_text
 from featurestore.kernel.run import new_slot
 from featurestore.kernel.runs import class_of, count_of, enlarge, place, set_count, start_of
 
@@ -43,6 +52,8 @@ if TYPE_CHECKING:
 def _first_live(words: Words, h: int, t: int) -> int:
     """How many tiles of the run no window can see any more."""
     kind, keep, newest, count = words[t + KIND], words[t + KEEP], words[h + NEWEST], count_of(words, h, t)
+    if kind in (BAGS, LISTS):
+        return first_seen(words, h, t, newest)
     if kind == TILES:
         return place(words, h, t, (newest - keep + 1) // words[t + HOP])
     if kind == LATEST:
@@ -70,21 +81,49 @@ def take_dirty(words: Words) -> NDArray[np.int64]:
     return out
 
 
+@compiled
+def _texts(words: Words, h: int, lexicon: Lexicon, mark: int, out: Words, to: int) -> int:
+    """Words that the texts of a slot's state take. They are written to `out`, from `to` on, unless that is negative."""
+    size = ZERO
+    for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
+        if words[t + TEXTS] == 0:
+            continue
+        start, stride = start_of(words, h, t), words[t + STRIDE]
+        for i in range(_first_live(words, h, t), count_of(words, h, t)):
+            for place_of in range(words[t + FIRST_TEXT], words[t + FIRST_TEXT] + words[t + TEXTS]):
+                code = words[start + i * stride + words[place_of]]
+                number = number_of(lexicon, code) if code > 0 else -1
+                if number < 0 or lexicon.marks[number] == mark:
+                    continue
+                lexicon.marks[number] = mark
+                if to >= 0:
+                    write_text(lexicon, number, out, to + size)
+                size += text_words(lexicon, number)
+    return size
+
+
 @entry
-def sizes_of(words: Words, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Words that each slot's state takes when encoded."""
+def sizes_of(words: Words, slots: NDArray[np.int64], lexicon: Lexicon, mark: int) -> NDArray[np.int64]:
+    """Words that each slot's state takes when encoded. `mark` and the next ones, one a slot, must be new."""
     out = np.empty(slots.shape[0], np.int64)
     for i in range(slots.shape[0]):
         size = HEAD
         for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
             size += 1 + (count_of(words, slots[i], t) - _first_live(words, slots[i], t)) * words[t + STRIDE]
-        out[i] = size
+        out[i] = size + _texts(words, slots[i], lexicon, mark + i, out, ZERO - 1)
     return out
 
 
 @entry
-def encode(words: Words, slots: NDArray[np.int64], ends: NDArray[np.int64], out: NDArray[np.int64]) -> None:
-    """Write the slots' states one after another; `ends` says where each one ends."""
+def encode(
+    words: Words,
+    slots: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    out: NDArray[np.int64],
+    lexicon: Lexicon,
+    mark: int,
+) -> None:
+    """Write the slots' states one after another; `ends` says where each one ends. Of marks see `sizes_of`."""
     runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
     for i in range(slots.shape[0]):
         h, at = slots[i], 0 if i == 0 else ends[i - 1]
@@ -98,38 +137,54 @@ def encode(words: Words, slots: NDArray[np.int64], ends: NDArray[np.int64], out:
             for j in range(live * stride):
                 out[to + j] = words[start + j]
             to += live * stride
+        _texts(words, h, lexicon, mark + i, out, to)
+
+
+@entry
+def end_of_runs(words: Words, blob: NDArray[np.int64]) -> int:
+    """Where a state's texts begin, -1 when its runs are not of this format and plan."""
+    runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
+    if blob.shape[0] < HEAD + runs or blob[0] != FORMAT | runs << 8:
+        return -1
+    at = HEAD + runs
+    for run in range(runs):
+        t, tiles = words[TRACKS] + run * TRACK_WORDS, blob[HEAD + run]
+        if tiles < 0 or tiles > (blob.shape[0] - at) // words[t + STRIDE] or not _are_sound(words, t, blob, at, tiles):
+            return -1
+        at += tiles * words[t + STRIDE]
+    return at
+
+
+@entry
+def knows_all(words: Words, h: int, lexicon: Lexicon) -> bool:
+    """Whether the text of each code in a slot's state is known."""
+    for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
+        start, stride = start_of(words, h, t), words[t + STRIDE]
+        for i in range(count_of(words, h, t)):
+            for place_of in range(words[t + FIRST_TEXT], words[t + FIRST_TEXT] + words[t + TEXTS]):
+                code = words[start + i * stride + words[place_of]]
+                if code > 0 and number_of(lexicon, code) < 0:
+                    return False
+    return True
 
 
 @compiled
 def _are_sound(words: Words, t: int, blob: NDArray[np.int64], at: int, tiles: int) -> bool:
     """Whether a stored run's tiles are in order, and none is expired or of the future."""
-    kind, hop, newest, before = words[t + KIND], words[t + HOP], blob[1], ZERO
+    kind, hop, newest, before, stride = words[t + KIND], words[t + HOP], blob[1], ZERO, words[t + STRIDE]
     if kind == LATEST and tiles > words[t + LIMIT]:
         return False
     for i in range(tiles):
-        index = blob[at + i * words[t + STRIDE]]
+        index = blob[at + i * stride]
         if kind == TILES:
             if index < (newest - words[t + KEEP] + 1) // hop or index > newest // hop or (i and index <= before):
                 return False
         elif index > newest or (i and index < before):
             return False
+        if kind == BAGS and i and index == before and blob[at + i * stride + 1] <= blob[at + (i - 1) * stride + 1]:
+            return False
         before = index
     return True
-
-
-@entry
-def is_sound(words: Words, blob: NDArray[np.int64]) -> bool:
-    """Whether the words of `blob` are an encoded state of this format and plan."""
-    runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
-    if blob.shape[0] < HEAD + runs or blob[0] != FORMAT | runs << 8:
-        return False
-    at = HEAD + runs
-    for run in range(runs):
-        t, tiles = words[TRACKS] + run * TRACK_WORDS, blob[HEAD + run]
-        if tiles < 0 or tiles > (blob.shape[0] - at) // words[t + STRIDE] or not _are_sound(words, t, blob, at, tiles):
-            return False
-        at += tiles * words[t + STRIDE]
-    return at == blob.shape[0]
 
 
 @entry

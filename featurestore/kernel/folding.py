@@ -30,12 +30,13 @@ from featurestore.kernel.layout import (
     TRACKS,
     TRACKS_END,
     WORD,
+    ZERO,
     Inputs,
     compiled,
     inlined,
 )
 from featurestore.kernel.primitives import PAIR, STATS_INT, SUM_INT, add_one, merge_one, overflows
-from featurestore.kernel.runs import count_of, insert, is_full, make_room, place, set_count, start_of
+from featurestore.kernel.runs import count_of, insert, is_full, make_room, place, remove, start_of
 
 if TYPE_CHECKING:
     from featurestore.kernel.layout import Reals, Words
@@ -121,14 +122,12 @@ def _fold_session(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, ro
     if i + 1 < count_of(words, h, t) and words[at + stride] - words[at + 1] <= gap:
         words[at + 1] = words[at + stride + 1]
         merge(words, reals, t, at, at + stride)
-        for j in range(at + stride, at + (count_of(words, h, t) - i - 1) * stride):
-            words[j] = words[j + stride]
-        set_count(words, h, t, count_of(words, h, t) - 1)
+        remove(words, h, t, i + 1, ZERO + 1)
 
 
 @compiled
 def fold_apart(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, row: int, time: int, newest: int) -> None:
-    """Fold an event into a track that is not tiles; `newest` is the slot's newest event time, with this one."""
+    """Fold an event into a track of events or sessions; `newest` is the slot's newest event time, with this one."""
     if words[t + KIND] == SESSIONS:
         _fold_session(words, reals, inputs, h, t, row, time, newest)
     else:

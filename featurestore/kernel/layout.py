@@ -58,31 +58,46 @@ FOLDED, LATE, OVERFLOW, KEYLESS = range(4)
 PENDING = -1
 
 # Kinds of tracks. TILES hold what the events of a stretch of time add up to; EVENTS keeps them as they are, LATEST the
-# newest ones whatever their age; SESSIONS are tiles with edges of their own.
-TILES, EVENTS, LATEST, SESSIONS = range(4)
+# newest ones whatever their age; SESSIONS are tiles with edges of their own. BAGS count which values came in a tile or
+# session, LISTS keep its first or last values.
+TILES, EVENTS, LATEST, SESSIONS, BAGS, LISTS = range(6)
 
 # The first words: where the plan's records lie and what they need; then what changes.
 TRACKS, TRACKS_END, GROUPS, GROUPS_END, HEAD_WORDS, CACHE_WORDS, CACHE_FREE = range(7)
 SCRATCH, ACC_MOST, PARTITIONS, CLOCKS, SIZES, LATENESS, KEEPS, RESERVE, CHECKS = range(7, 16)
-USED, DIRTY_FIRST, LONGEST, WANTED, PLAN_WORDS = range(16, 21)
+USED, DIRTY_FIRST, LONGEST, WANTED, BAG_GROUPS_END, ITEMS, ITEMS_WANTED, PLAN_WORDS = range(16, 24)
 
 #: Sizes of rooms, at most.
 CLASSES = 63
 
 # A track; ACC: words of an accumulator, STRIDE: of a tile or of an event's record; FIRST_LANE: where the numbers of the
-# record's lanes lie; RUN: where a slot's head tells of its run; FREE: room for runs, by size class, chained.
-KIND, HOP, KEEP, STRIDE, FIRST_OP, END_OP, ACC, LIMIT, FIRST_LANE, LANES, RUN, FREE = range(12)
+# record's lanes lie; RUN: where a slot's head tells of its run; BAG: what a track of BAGS or LISTS keeps, 0 for others;
+# PARENT: the track of the sessions that it is told by, if any; SPAN: so long (ms) is a stretch of which LISTS keep no
+# more than they must; FIRST_TEXT: where the places of text codes in a record lie; FREE: room for runs, by size class,
+# chained.
+KIND, HOP, KEEP, STRIDE, FIRST_OP, END_OP, ACC, LIMIT, FIRST_LANE, LANES, RUN = range(11)
+BAG, PARENT, SPAN, FIRST_TEXT, TEXTS, FREE = range(11, 17)
 TRACK_WORDS = FREE + CLASSES
 # An op: a primitive of a lane; WORD, N_WORD: where it and the lane's count lie in a tile; PLACE: of the lane in a
 # record.
 CODE, LANE, WORD, N_WORD, SIZE, PLACE, PARAMETER, OP_WORDS = range(8)
 # A group: a window of a track; CACHED: where a slot's cache tells of it; BLOCK: its length in tiles,
-# or in ms; SIMPLE: whether it is tiles, not delayed, of which nothing is wanted but COUNT and BUNDLE_FLOAT.
-TRACK, LENGTH, DELAY, FIRST_OUT, END_OUT, CACHED, BLOCK, SIMPLE, SUMS_FREE = range(9)
+# or in ms; SIMPLE: whether it is tiles, not delayed, of which nothing is wanted but COUNT and BUNDLE_FLOAT; OF_BAG: the
+# bag or list that it is of, 0 for none; PLACED: where a record of LATEST has the bag's lane.
+TRACK, LENGTH, DELAY, FIRST_OUT, END_OUT, CACHED, BLOCK, SIMPLE, OF_BAG, PLACED, SUMS_FREE = range(11)
 GROUP_WORDS = SUMS_FREE + CLASSES
 # An out, after its CODE; OUTPUT: the number of the first output.
 OUT_WORD, OUT_N, OUT_PARAMETER, OUTPUT = range(1, 5)
 OUT_WORDS = OUTPUT + 7
+
+# A bag: how often a lane's values came (COUNTS), what those of the next lane sum up to by them (SUMS), or the first or
+# last BOUND values (FIRSTS, LASTS). POLICY: what becomes of a new value in a tile that has BOUND of them.
+BAG_LANE, BAG_KIND, POLICY, BOUND, BAG_WORDS, BAG_SIZE = range(6)
+COUNTS, SUMS_FLOAT, SUMS_INT, FIRSTS, LASTS = range(5)
+#: It is let in; it goes to OTHER; it takes the place, and the count, of the rarest; all become a HyperLogLog.
+GROW, REFUSE, EVICT, SKETCH = range(4)
+#: The key of all values that were refused. Codes of texts and hashes are positive.
+OTHER = INT_MIN
 
 # A slot's head: one entity on one partition; then by track the address of its run, and count << 6 | size class + 1.
 NEWEST, LAST_OFFSET, ENTITY, PARTITION, DIRTY_NEXT, CACHE, RUNS = range(7)
@@ -115,3 +130,4 @@ class Results(NamedTuple):
     valid: NDArray[np.bool_]
     effective: NDArray[np.int64]
     status: NDArray[np.int8]
+    items: NDArray[np.int64]  # lists and maps: how many entries, then these; `words` say where each begins

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featurestore.kernel.bags import fold_bags
 from featurestore.kernel.finishes import COUNT, finish_bundle, finish_out
 from featurestore.kernel.folding import add_input, fold_apart, forget, would_overflow
 from featurestore.kernel.layout import (
     ACC_MOST,
+    BAGS,
     CACHE,
     CACHED,
     CHECKS,
@@ -28,6 +30,7 @@ from featurestore.kernel.layout import (
     HEAD_WORDS,
     HOP,
     INT_MIN,
+    ITEMS_WANTED,
     KEEP,
     KEEPS,
     KEYLESS,
@@ -43,6 +46,7 @@ from featurestore.kernel.layout import (
     OUT_WORDS,
     OUTPUT,
     OVERFLOW,
+    PARENT,
     PARTITION,
     PARTITIONS,
     PENDING,
@@ -66,6 +70,7 @@ from featurestore.kernel.layout import (
     entry,
     inlined,
 )
+from featurestore.kernel.picking import finish_bags
 from featurestore.kernel.prefetch import fetch
 from featurestore.kernel.runs import tile_of
 from featurestore.kernel.windows import gathered, tiles
@@ -102,7 +107,7 @@ def _is_late(words: Words, time: int, limit: int) -> bool:
         elif kind == EVENTS:
             if time > limit - keep:
                 return False
-        elif time // hop >= (limit - keep + 1) // hop:
+        elif words[t + PARENT] == 0 and time // hop >= (limit - keep + 1) // hop:
             return False
     return True
 
@@ -199,21 +204,24 @@ def run(
     following: NDArray[np.int32],
     last: NDArray[np.int32],
     emit: bool,
+    bags: bool | None,
 ) -> bool:
     """Do the PENDING steps from `begin` to `end`; False when memory must grow first: then call again.
 
     `slots` are the addresses of heads by entity and partition, 0 for none. A folded event gets a row of results when
     `emit` is set; a read always does. Entities do not know of each other: each one's steps are done together, in
-    order, while its state is at hand. It is one long function since calls would cost as much as their work.
+    order, while its state is at hand. `bags` is None where a plan has no bags and lists: Numba compiles the function
+    without them then, in half the time. It is one long function since calls would cost as much as their work.
     """
     chains = _chain(steps, results, begin, end, following, last)
-    room = words.shape[0] - words[RESERVE]
+    # Each run may move to a larger room, and bags of joined sessions are merged aside.
+    room, margin = words.shape[0] - words[RESERVE], 2 * ((words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS + 1)
     for chain in range(chains):
         near, far = following[1, min(chain + 2, chains - 1)], following[1, min(chain + 4, chains - 1)]
         _fetch_ahead(words, slots, steps.entity[begin + near], steps.entity[begin + far])
         i = begin + following[1, chain]
         while i >= begin:
-            if words[USED] + 4 * words[LONGEST] > room or words[WANTED] > 0:
+            if words[USED] + margin * words[LONGEST] > room or words[WANTED] > 0 or words[ITEMS_WANTED] > 0:
                 return False
             entity, time, row = steps.entity[i], steps.time[i], steps.row[i]
             following_step = begin + following[0, i - begin]
@@ -243,6 +251,8 @@ def run(
                             at = tile_of(words, h, t, time, newest)
                             if at:
                                 add_input(words, reals, inputs, t, at, row, time)
+                        elif bags is not None and words[t + KIND] >= BAGS:
+                            fold_bags(words, reals, inputs, h, t, row, time, newest)
                         else:
                             fold_apart(words, reals, inputs, h, t, row, time, newest)
             results.status[i] = FOLDED
@@ -275,5 +285,9 @@ def run(
                         results.words[words[out + OUTPUT], i] = n
                     else:
                         finish_out(words, reals, out, base, effective - words[g + DELAY], results, i)
+            if bags is not None:  # noqa: SIM102 - Numba leaves out what is behind this one
+                if not finish_bags(words, reals, slots, entity, effective, results, i):
+                    results.status[i] = PENDING  # its event is not folded twice
+                    return False
             i = following_step
     return True

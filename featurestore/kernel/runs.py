@@ -89,11 +89,11 @@ def free_room(words: Words, free: int, size_class: int, start: int) -> None:
 
 
 @compiled
-def drop_first(words: Words, h: int, t: int, gone: int) -> None:
-    """Forget the run's first tiles."""
+def remove(words: Words, h: int, t: int, at: int, gone: int) -> None:
+    """Take `gone` tiles out of the run, from the `at`-th one on."""
     if gone > 0:
         start, stride, left = start_of(words, h, t), words[t + STRIDE], count_of(words, h, t) - gone
-        for i in range(start, start + left * stride):
+        for i in range(start + at * stride, start + left * stride):
             words[i] = words[i + gone * stride]
         set_count(words, h, t, left)
 
@@ -130,7 +130,7 @@ def make_room(words: Words, h: int, t: int, gone: int) -> None:
 
     Or a run that is as long as its room would be moved for each tile that comes.
     """
-    drop_first(words, h, t, gone)
+    remove(words, h, t, ZERO, gone)
     size_class = class_of(words, h, t)
     if size_class < 0 or 4 * count_of(words, h, t) > 3 * words[words[SIZES] + size_class]:
         enlarge(words, h, t, size_class + 1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore.kernel.folding import add_record, forget, merge
+from featurestore.kernel.gathering import latest_records, session_at
 from featurestore.kernel.layout import (
     ACC,
     ACC_MOST,
@@ -278,36 +279,14 @@ def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> 
 
 
 @compiled
-def _session(words: Words, h: int, g: int, as_of: int) -> int:
-    """The session that is not over yet."""
-    t = words[g + TRACK]
-    count = count_of(words, h, t)
-    at = start_of(words, h, t) + (count - 1) * words[t + STRIDE]
-    return at if count and as_of - words[at + 1] <= words[t + HOP] else ZERO
-
-
-@compiled
 def _latest(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, g: int) -> int:
     """The last events by (time, partition, offset), folded oldest to newest."""
-    t, to, found, partitions = words[g + TRACK], words[SCRATCH], 0, words[PARTITIONS]
-    cursors = words[SCRATCH] + 5 * words[ACC_MOST]
+    t, to = words[g + TRACK], words[SCRATCH]
+    first, end = latest_records(words, slots, entity, g, to + 5 * words[ACC_MOST])
     clear(words, to, words[t + ACC])
-    for p in range(partitions):
-        words[cursors + p] = 0
-        if slots[entity, p]:
-            found += count_of(words, slots[entity, p], t)
-    for i in range(found):
-        chosen, record = ZERO, ZERO
-        for p in range(partitions):
-            h = slots[entity, p]
-            if h and words[cursors + p] < count_of(words, h, t):
-                at = start_of(words, h, t) + words[cursors + p] * words[t + STRIDE]
-                if record == 0 or words[at] < words[record]:
-                    chosen, record = p, at
-        words[cursors + chosen] += 1
-        if i >= found - words[g + LENGTH]:
-            add_record(words, reals, t, to, record)
-    return to if found else ZERO
+    for i in range(first, end):
+        add_record(words, reals, t, to, words[i])
+    return to if first < end else ZERO
 
 
 @compiled
@@ -322,7 +301,7 @@ def gathered(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, 
         if h == 0:
             continue
         if kind == SESSIONS:
-            at = _session(words, h, g, as_of)
+            at = session_at(words, h, t, as_of)
         elif kind == EVENTS and words[g + DELAY]:
             at = _delayed_events(words, reals, h, g, as_of, room)
         elif kind == EVENTS:

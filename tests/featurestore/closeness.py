@@ -5,9 +5,26 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
-from featurestore import Corr, ExpDecay, First, Kurtosis, Last, Max, Min, Skew, Slope, Std, Var
+from featurestore import (
+    Corr,
+    Distinct,
+    ExpDecay,
+    First,
+    Kurtosis,
+    Last,
+    Max,
+    Min,
+    Quantile,
+    Skew,
+    Slope,
+    Std,
+    SumBy,
+    Var,
+)
+from featurestore.bags import BagAggregate
 
 INT64 = 2**63
 EPS = np.finfo(np.float64).eps
@@ -20,6 +37,9 @@ REAL |= st.floats(-1e6, 1e6)
 def assert_close(got, want, feature, inputs):
     """Integers, times and picked values are exact; sums, means and deviations keep to their error bounds."""
     here = f"{feature.full_name}: {got!r}, and not {want!r}"
+    if isinstance(feature.aggregate, BagAggregate):
+        assert_bag(got, want, feature, inputs, here)
+        return
     if isinstance(feature.aggregate, Skew | Kurtosis | Slope | Corr):
         assert_shape(got, want, feature, inputs, here)
         return
@@ -51,3 +71,20 @@ def assert_shape(got, want, feature, inputs, here):
     assert (got is None) == (want is None), here
     if want is not None:
         assert abs(got - want) <= 1e-6 * max(abs(want), 1, spread * isinstance(feature.aggregate, Slope)), here
+
+
+def assert_bag(got, want, feature, inputs, here):
+    """Counts and values are exact; sketches and sums of floats keep to their error bounds."""
+    aggregate = feature.aggregate
+    if isinstance(aggregate, Distinct) and want > aggregate.bound:
+        assert abs(got - want) <= max(1, 6 * 0.023 * want), here
+    elif isinstance(aggregate, Quantile) and want is not None:
+        bound = 0 if feature.window.kind in ("exact", "last") else 0.008 * max(abs(float(v)) for v in inputs)
+        assert got == want or math.isinf(bound) or abs(got - want) <= bound + 1e-12 * abs(want), here
+    elif isinstance(aggregate, SumBy) and feature.type == "map[float]":
+        size = math.fsum(abs(amount) for amount, _ in inputs)
+        assert abs(math.fsum(got.values()) - math.fsum(want.values())) <= 1e-12 * size, here
+        if len(want) <= aggregate.bound:  # or rounding may choose others
+            assert got == pytest.approx(want, rel=1e-12, abs=1e-15 * size), here
+    else:
+        assert repr(sorted(got.items())) == repr(sorted(want.items())) if isinstance(want, dict) else got == want, here

@@ -8,7 +8,7 @@ import polars as pl
 from featurestore import Entity, Source, view
 from featurestore.engine import NO_ENTITY, ViewState
 from featurestore.expressions import TYPES
-from featurestore.frames import META, entity_codes, lane_inputs, with_derived
+from featurestore.frames import META, entity_codes, feature_columns, lane_inputs, with_derived
 from featurestore.kernel import Steps
 from featurestore.keys import encode_entity
 from featurestore.plan import compiled
@@ -73,32 +73,32 @@ def do(state, work):
         for each in work
     ]
     columns = np.array(steps, np.int64).reshape(-1, 5).T.copy()
-    return state.run(Steps(*columns), lane_inputs(state.plan, frame), emit=True)
+    return state.run(Steps(*columns), lane_inputs(state.plan, frame, state.texts), emit=True)
 
 
-def values_of(plan, results, step):
+def values_of(plan, results, step, texts=None):
     """Stored features of a step as plain values by name; None for null."""
-    out = {}
-    for j, feature in enumerate(plan.outputs):
-        cells = results.reals if feature.type == "float" else results.words
-        value = cells[j, step].item()
-        out[feature.name] = (bool(value) if feature.type == "bool" else value) if results.valid[j, step] else None
-    return out
+    columns = feature_columns(plan, results, texts, np.array([step]))
+    values = {feature.name: columns[feature.name][0].as_py() for feature in plan.outputs}
+    maps = {f.name for f in plan.outputs if f.type.startswith("map") and values[f.name] is not None}
+    return {name: dict(value) if name in maps else value for name, value in values.items()}
 
 
-def bits(results):
-    """All that results say, as plain data; what is null has no bits."""
-    words = np.where(results.valid, results.words, 0)
-    return list(
-        zip(
-            words.T.tolist(), results.valid.T.tolist(), results.effective.tolist(), results.status.tolist(), strict=True
-        )
-    )
+def bits(state, work):
+    """All that comes of doing work, as plain data; what is null has no bits."""
+    results = do(state, work)
+    columns = feature_columns(state.plan, results, state.texts)
+    words = np.where(results.valid, results.words, 0).T.tolist()
+    for j, feature in enumerate(state.plan.outputs):
+        if feature.type not in TYPES:  # where a list lies depends on what came before it
+            for row, value in zip(words, columns[feature.name].to_pylist(), strict=True):
+                row[j] = repr(value)
+    return list(zip(words, results.valid.T.tolist(), results.effective.tolist(), results.status.tolist(), strict=True))
 
 
 def read(state, entity=("a",), as_of=0):
     """Stored features of an entity by name."""
-    return values_of(state.plan, do(state, [(entity, as_of)]), 0)
+    return values_of(state.plan, do(state, [(entity, as_of)]), 0, state.texts)
 
 
 def stored(state):

@@ -43,6 +43,7 @@ from featurestore.kernel import Results, finishes, layout, primitives
 from featurestore.kernel.finishes import finish_bundle, finish_out
 from featurestore.kernel.folding import add_record, merge
 from featurestore.plan import compiled
+from featurestore.texts import Texts
 from tests.featurestore.closeness import REAL, WHOLE, assert_close
 from tests.featurestore.helpers import (
     NOON,
@@ -127,7 +128,7 @@ class Algebra:
 
     def folded(self, events):
         """An empty accumulator with the events added one by one."""
-        inputs, at = lane_inputs(self.plan, frame_of(SOURCE, events)), self.put(0, self.empty)
+        inputs, at = lane_inputs(self.plan, frame_of(SOURCE, events), Texts()), self.put(0, self.empty)
         lanes = list(self.plan.track_lanes[0])
         for row, each in enumerate(events):
             mask = sum(1 << place for place, lane in enumerate(lanes) if inputs.valid[lane, row])
@@ -145,7 +146,9 @@ class Algebra:
         """Features by name, asked for a minute after the last event; with `before` by bundles of the two at once."""
         count = len(self.plan.outputs)
         words, valid = np.zeros((count, 1), np.int64), np.ones((count, 1), np.bool_)
-        results = Results(words, words.view(np.float64), valid, np.zeros(1, np.int64), np.zeros(1, np.int8))
+        results = Results(
+            words, words.view(np.float64), valid, np.zeros(1, np.int64), np.zeros(1, np.int8), np.zeros(1, np.int64)
+        )
         at, closed = self.put(0, accumulator), np.int64(0 if before is None else self.put(1, before))
         ends = self.words[self.group + layout.FIRST_OUT], self.words[self.group + layout.END_OUT]
         for out in range(*ends, layout.OUT_WORDS):
@@ -247,4 +250,4 @@ def test_a_state_that_was_stored_and_loaded_is_the_same_to_the_bit(track, name):
     copy = restored(state)
     assert stored(copy) == stored(state)
     reads = [(("a",), NOON + later) for later in (0, 10**6, 10**9)]
-    assert bits(do(copy, [*reads, *events[80:], *reads])) == bits(do(state, [*reads, *events[80:], *reads]))
+    assert bits(copy, [*reads, *events[80:], *reads]) == bits(state, [*reads, *events[80:], *reads])

@@ -15,21 +15,30 @@ from featurestore import (
     Any,
     Corr,
     Count,
+    CountBy,
+    Distinct,
     Entity,
     ExpDecay,
     First,
+    FirstN,
+    Histogram,
     Kurtosis,
     Last,
+    LastN,
     Max,
     Mean,
     Min,
+    Mode,
+    Quantile,
     Rate,
     Skew,
     Slope,
     Source,
     Std,
     Sum,
+    SumBy,
     TimeSince,
+    TopK,
     Var,
     col,
     last,
@@ -82,7 +91,22 @@ AGGREGATES += [
     (partial(TimeSince, of="first"), "x"),
     (partial(Corr, other="g"), "x"),
     (partial(ExpDecay, half_life="7s"), "b"),
+    (First, "s"),
+    (Last, "s"),
 ]
+# By what their bounds are, since where sessions are joined no oracle can tell what a bound left out.
+SMALL, LARGE = 2, 50
+BAGS = [(partial(Distinct, bound=bound), column) for bound in (SMALL, LARGE) for column in ("s", "x", "i", "b", "at")]
+BAGS += [(partial(Quantile, q=q), column) for q in (0, 0.5, 0.93) for column in ("x", "i")]
+BAGS += [(partial(Histogram, edges=[-1, 0, 1e9]), column) for column in ("x", "i")]
+BAGS += [(partial(FirstN, n=2), c) for c in ("s", "x", "at")] + [(partial(LastN, n=3), c) for c in ("s", "i", "b")]
+BOUNDED = [
+    *((partial(TopK, k=2, bound=SMALL), column) for column in ("s", "i", "x")),
+    *((partial(Mode, bound=SMALL), column) for column in ("s", "b")),
+    *((partial(CountBy, bound=bound, other="p"), column) for bound in (1, SMALL) for column in ("s", "g", "b")),
+    *((partial(SumBy, by=by, bound=SMALL), column) for by in ("s", "g") for column in ("x", "i")),
+]
+BAGS += [(partial(make, bound=LARGE), column) for make, column in BOUNDED]
 
 MOVES = st.sampled_from(
     [-7_200_001, -3_600_000, -60_001, -10_001, -1_000, -1, 0, 0, 0, 1, 999, 1_000, 5_000, 3_600_000]
@@ -102,7 +126,7 @@ EVENTS = st.builds(
     i=st.none() | WHOLE,
     x=st.none() | REAL,
     b=st.none() | st.booleans(),
-    s=st.sampled_from(["p", "q", None]),
+    s=st.sampled_from(["p", "q", "q", "", "\u20ac" * 40, None]),
 )
 
 
@@ -118,6 +142,13 @@ def views(draw):
         f"f{i}": make(column, where=where, windows=lengthy if make is Rate else None)
         for i, ((make, column), where) in enumerate(chosen)
     }
+    tiled = [each for each in windows if isinstance(each, str) or each.kind != "session"]
+    for i, (make, column) in enumerate(draw(st.lists(st.sampled_from([*BAGS, *BOUNDED]), max_size=3))):
+        small = (make, column) in BOUNDED
+        if tiled or not small:
+            features[f"bag{i}"] = make(
+                column, where=draw(st.sampled_from(CONDITIONS)), windows=tiled if small else windows
+            )
     one = draw(st.sampled_from(WINDOWS))
     features["extra"] = draw(st.sampled_from([Sum, Last]))("i", windows=[one])
     return made(
@@ -153,7 +184,7 @@ def test_the_engine_equals_the_oracle(scenario):
             each = (oracle.key(chosen, each), each["_time"])  # noqa: PLW2901
         effective, want = oracle.features(chosen, events, *each)
         assert results.effective[step] == effective
-        got = values_of(state.plan, results, step)
+        got = values_of(state.plan, results, step, state.texts)
         assert got.keys() == want.keys()
         for feature in chosen.stored:
             inputs = [value for value in oracle.inputs(feature, events) if value is not None]
@@ -165,10 +196,10 @@ def test_the_engine_equals_the_oracle(scenario):
 def test_no_cut_into_batches_and_no_restart_changes_a_bit(scenario, cuts):
     chosen, work = scenario
     whole = state_of(chosen)
-    want = bits(do(whole, work))
+    want = bits(whole, work)
     state, got, begin = state_of(chosen), [], 0
     for end, restart in [*sorted(cuts), (len(work), True)]:
-        got += bits(do(state, work[begin:end]))
+        got += bits(state, work[begin:end])
         begin = max(begin, min(end, len(work)))
         state = restored(state) if restart else state
     assert got == want
@@ -203,12 +234,12 @@ def test_the_pool_grows_without_losing_a_bit():
     )
     whole = state_of(chosen)
     small = len(whole._words)
-    want = bits(do(whole, events))
+    want = bits(whole, events)
     assert len(whole._words) > 8 * small
     parts = state_of(chosen)
-    got = bits(do(parts, events[:3_000]))
+    got = bits(parts, events[:3_000])
     parts = restored(parts)
-    got += bits(do(parts, events[3_000:]))
+    got += bits(parts, events[3_000:])
     assert got == want
     assert stored(parts) == stored(whole)
     _, values = oracle.features(chosen, events, ("k7",), NOON + 7_200_000)
@@ -293,8 +324,8 @@ def test_an_expired_tile_overflows_no_event_whether_it_is_still_in_memory_or_not
     state = state_of(chosen)
     do(state, numbered(event(NOON + time, i=INT64 - 1) for time in (0, 1_000, 2_000, 3_000, 4_000, 60_000)))
     late = [event(NOON, i=1, offset=6)]
-    got = bits(do(restored(state), late))
-    assert got == bits(do(state, late))
+    got = bits(restored(state), late)
+    assert got == bits(state, late)
     assert STATUSES[got[0][-1]] == "folded"
 
 
@@ -337,7 +368,7 @@ def test_an_event_that_a_state_holds_already_is_not_folded_again():
 def test_a_read_without_an_entity_is_null():
     state = state_of(made({"n": Count(), "x": Sum("x")}, windows=["5s"]))
     steps = Steps(*(np.array([each], np.int64) for each in (-1, NO_ENTITY, -1, NOON, -1)))
-    results = state.run(steps, lane_inputs(state.plan, frame_of(SOURCE, [])), emit=False)
+    results = state.run(steps, lane_inputs(state.plan, frame_of(SOURCE, []), state.texts), emit=False)
     assert not results.valid.any()
 
 
@@ -345,7 +376,7 @@ def test_without_emit_only_reads_give_features():
     state = state_of(made({"n": Count()}, windows=["5s"]))
     state.number([encode_entity(("a",))])
     steps = Steps(*np.array([[0, 0, 0, NOON, 0], [-1, 0, -1, NOON, -1]], np.int64).T.copy())
-    results = state.run(steps, lane_inputs(state.plan, frame_of(SOURCE, [event(NOON)])), emit=False)
+    results = state.run(steps, lane_inputs(state.plan, frame_of(SOURCE, [event(NOON)]), state.texts), emit=False)
     assert (results.valid[0, 1], results.words[0, 1]) == (True, 1)
 
 

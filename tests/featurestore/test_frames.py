@@ -22,6 +22,7 @@ from featurestore.frames import (
 )
 from featurestore.keys import encode_entity
 from featurestore.plan import compiled
+from featurestore.texts import Texts
 from tests.featurestore.helpers import SOURCE, do, event, frame_of, numbered, state_of
 
 TRIPS = Source(
@@ -53,7 +54,7 @@ def test_an_event_frame_has_the_sources_columns_derived_ones_and_its_own():
 def test_null_and_nan_inputs_are_invalid_and_so_is_what_where_does_not_pass():
     plan = compiled(made(x=Sum("x"), i=Max("i"), s=Count("s"), big=Count(where=col("x") > 1), all=Count()))
     events = [event(0, x=2.0, i=3, s="p"), event(0, x=float("nan")), event(0), event(0, x=0.5, i=-1, s="")]
-    inputs = lane_inputs(plan, frame_of(SOURCE, numbered(events)))
+    inputs = lane_inputs(plan, frame_of(SOURCE, numbered(events)), Texts())
     valid = {lane.column or str(lane.where): row.tolist() for lane, row in zip(plan.lanes, inputs.valid, strict=True)}
     assert valid["x"] == valid["i"] == valid["s"] == [True, False, False, True]
     assert valid["None"] == [True] * 4
@@ -63,7 +64,7 @@ def test_null_and_nan_inputs_are_invalid_and_so_is_what_where_does_not_pass():
 
 def test_no_events_give_no_inputs():
     plan = compiled(made(x=Sum("x", where=pl.lit(value=True)), all=Count()))
-    assert lane_inputs(plan, frame_of(SOURCE, [])).valid.shape == (2, 0)
+    assert lane_inputs(plan, frame_of(SOURCE, []), Texts()).valid.shape == (2, 0)
 
 
 KEYS = st.lists(st.tuples(st.none() | st.sampled_from(["a", "b", "é,"]), st.none() | st.integers(-2, 2), st.booleans()))
@@ -93,11 +94,11 @@ def test_features_come_out_as_columns_with_derived_ones_last():
     )
     state = state_of(chosen)
     results = do(state, numbered([event(0, b=True, x=3.0, i=-1), event(1, b=False, i=2), event(2, k="b")]))
-    frame = feature_frame(state.plan, results, np.array([2, 1]))
+    frame = feature_frame(state.plan, results, np.array([2, 1]), state.texts)
     assert frame.columns == [*chosen.outputs] == ["b_5m", "x_5m", "n_5m", "i_5m", "at_5m", "share"]
     assert frame.dtypes == [pl.Boolean, pl.Float64, pl.Int64, pl.Int64, pl.Int64, pl.Float64]
     assert frame.rows() == [(None, 0.0, 1, None, 2, 0.0), (False, 3.0, 2, 2, 1, 1.5)]
-    assert feature_frame(state.plan, results, np.array([], np.int64)).schema == frame.schema
+    assert feature_frame(state.plan, results, np.array([], np.int64), state.texts).schema == frame.schema
 
 
 def test_events_of_a_file_are_one_partition_in_their_order():

@@ -54,7 +54,7 @@ def sum_of(kind, values):
     state.number([encode_entity(("a",))])
     times, zeros = NOON + np.arange(count) * 4_000 // count, np.zeros(count, np.int64)
     steps = Steps(np.arange(count), zeros, zeros, times, np.arange(count))
-    state.run(steps, lane_inputs(state.plan, pl.DataFrame({"x": values})), emit=False)
+    state.run(steps, lane_inputs(state.plan, pl.DataFrame({"x": values}), state.texts), emit=False)
     return named(kind, read(state, as_of=AFTER))["total"]
 
 

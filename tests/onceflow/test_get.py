@@ -73,7 +73,7 @@ async def fold(url, views):
         partitions = frame["_partition"].to_numpy().astype("int64") + partition
         offsets = frame["_offset"].to_numpy()
         steps = Steps(offsets, state.number(keys)[codes], partitions, frame["_time"].to_numpy(), offsets)
-        state.run(steps, lane_inputs(state.plan, frame), emit=False)
+        state.run(steps, lane_inputs(state.plan, frame, state.texts), emit=False)
         for change in state.take_changes():
             at = (made.key, made.source.name, change.partition, "me")
             await store.claim(*at)

@@ -1,0 +1,104 @@
+"""Texts as words: each has a code, the same everywhere and for ever, and states hold the texts of the codes in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from featurestore.kernel.lexicon import Lexicon, enter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Longest text, in characters, that a state keeps: of a longer one the beginning.
+MAX_TEXT = 256
+
+
+class Texts:
+    """The texts that one view's states know, by code."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+        self._texts: dict[int, str] = {}
+        self._count = self._marks = 0
+        self.lexicon = _room(64, 1 << 10)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def marks(self, count: int) -> int:
+        """The first of `count` marks (see `kernel.sizes_of`) that have not been used before."""
+        self._marks += count
+        return self._marks - count
+
+    def codes(self, texts: Iterable[str]) -> NDArray[np.int64]:
+        """The codes of texts, which are known from now on."""
+        known = self._codes
+        return np.fromiter((known.get(text) or self._enter(text) for text in texts), np.int64)
+
+    def texts(self, codes: NDArray[np.int64]) -> pl.Series:
+        """The texts of codes, null for those that nobody knows: 0 is none's."""
+        distinct, inverse = np.unique(codes, return_inverse=True)
+        return pl.Series([self._texts.get(code) for code in distinct.tolist()], dtype=pl.String)[inverse]
+
+    def _enter(self, text: str) -> int:
+        code = code_of(text)
+        self._codes[text] = code
+        if code not in self._texts:
+            self._texts[code] = text
+            self._write(code, text.encode())
+        return code
+
+    def _write(self, code: int, text: bytes) -> None:
+        ends = self.lexicon.ends
+        used = int(ends[self._count - 1]) if self._count else 0
+        if 2 * (self._count + 1) > len(self.lexicon.table) or used + len(text) > len(self.lexicon.text):
+            self._grow(used + len(text))
+        lexicon = self.lexicon
+        lexicon.text[used : used + len(text)] = np.frombuffer(text, np.uint8)
+        lexicon.ends[self._count], lexicon.codes[self._count] = used + len(text), code
+        enter(lexicon, self._count)
+        self._count += 1
+
+    def _grow(self, size: int) -> None:
+        old, count = self.lexicon, self._count
+        new = _room(2 * len(old.codes), max(2 * size, len(old.text)))
+        new.text[: len(old.text)], new.ends[:count], new.codes[:count] = old.text, old.ends[:count], old.codes[:count]
+        for number in range(count):
+            enter(new, number)
+        self.lexicon = new
+
+
+def code_of(text: str) -> int:
+    """The code of a text, of 63 bits and not 0: nobody can find another text with the code of a given one."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1 or 1
+
+
+def _room(texts: int, size: int) -> Lexicon:
+    nothing = np.zeros(texts, np.int64)
+    return Lexicon(
+        nothing,
+        nothing.copy(),
+        np.zeros(size, np.uint8),
+        np.full(2 * texts, -1, np.int32),
+        np.full(texts, -1, np.int64),
+    )
+
+
+def read_texts(words: NDArray[np.int64]) -> list[str] | None:
+    """The texts behind a state's runs; None when they are none."""
+    raw, at, out = words.tobytes(), 0, []
+    while at < len(raw):
+        size = int.from_bytes(raw[at : at + 8], "little", signed=True)
+        begin, at = at + 8, at + 8 + -(-size // 8) * 8
+        if size < 0 or at > len(raw):
+            return None
+        try:
+            out.append(raw[begin : begin + size].decode())
+        except UnicodeDecodeError:
+            return None
+    return out
