@@ -64,11 +64,32 @@ def differing(left: pl.Series, right: pl.Series) -> Bools:
     """Where two columns of one length differ: floats by their bits, null equal to null only."""
     if left.dtype != right.dtype:
         return np.ones(len(left), np.bool_)
+    if isinstance(left.dtype, pl.Map):
+        left, right = (pl.select(column.map.entries()).to_series() for column in (left, right))
+    if left.dtype == pl.List:
+        return _differing_lists(left, right)
     if not left.dtype.is_float():
         return np.asarray(left.ne_missing(right).to_numpy(), np.bool_)
     nulls = left.is_null().to_numpy(), right.is_null().to_numpy()
     bits = _bits(left) != _bits(right)
     return np.asarray(np.where(nulls[0] | nulls[1], nulls[0] != nulls[1], bits), np.bool_)
+
+
+def _differing_lists(left: pl.Series, right: pl.Series) -> Bools:
+    """Where two columns of lists differ in length or in what they hold, structs field by field."""
+    lengths = left.list.len()
+    out = np.asarray(lengths.ne_missing(right.list.len()).to_numpy(), np.bool_)
+    same, rows = (
+        pl.Series(~out),
+        np.repeat(np.flatnonzero(~out), lengths.filter(pl.Series(~out)).fill_null(0).to_numpy()),
+    )
+    parts = [column.filter(same).drop_nulls() for column in (left, right)]
+    parts = [column.filter(column.list.len() > 0).explode() for column in parts]
+    fields = parts[0].struct.fields if parts[0].dtype == pl.Struct else [None]
+    for name in fields:
+        one, other = parts if name is None else (column.struct.field(name) for column in parts)
+        out[rows[differing(one, other)]] = True
+    return out
 
 
 def _bits(column: pl.Series) -> NDArray[np.int64]:

@@ -162,7 +162,9 @@ def _columns(spec: Spec) -> tuple[str, ...]:
     entity = spec["entity"]
     read = set(entity["key"]) if isinstance(entity, dict) else set()
     for feature in spec["features"]:
-        read.update(filter(None, [feature["column"]]))
+        told = feature.get("parameters", {})
+        second = told.get("by") or (told.get("other") if feature["aggregate"] == "Corr" else None)
+        read.update(filter(None, [feature["column"], second]))
         read.update(json.loads(name) for name in _COLUMN.findall(feature["where"] or ""))
     return tuple(sorted(read))
 

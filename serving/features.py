@@ -15,7 +15,7 @@ from featurestore.expressions import closest
 from learner import Service
 from serving.http import Refusal
 from serving.instants import instant, rfc3339
-from serving.messages import FeaturesMetadata, FeaturesRequest, FeaturesResponse, Scalar, Vector
+from serving.messages import FeaturesMetadata, FeaturesRequest, FeaturesResponse, Scalar, Value, Vector
 from serving.metrics import Metrics
 from serving.reader import NOT_FOUND, PRESENT, Key, Lookup, SharedReader
 
@@ -48,7 +48,7 @@ class Features:
         blocks = {view.key: _Block(view, frame) for view, frame in zip(views, answers, strict=True)}
         for block in blocks.values():
             self._metrics.looked_up(block.view.name, Counter(block.statuses))
-        columns = [Vector(values, [PRESENT] * size, [_NO_TIME] * size) for values in request.entities.values()]
+        columns = [Vector([*values], [PRESENT] * size, [_NO_TIME] * size) for values in request.entities.values()]
         effective = {block.view.name: block.effective for block in blocks.values()}
         return FeaturesResponse(
             FeaturesMetadata([*request.entities, *names], as_of, effective),
@@ -110,7 +110,7 @@ class _Block:
         self._times = [rfc3339(time) for time in self._columns["_newest"]]
 
     def vector(self, feature: Feature) -> Vector:
-        values: Sequence[Scalar] = self._columns[feature.name]
+        values: Sequence[Value] = self._columns[feature.name]
         if feature.type == "float":
             values = [value if value is not None and math.isfinite(value) else None for value in values]  # type: ignore[arg-type]
         statuses = [

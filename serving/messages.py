@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 Scalar: TypeAlias = str | int | float | bool | None
+#: What a feature may be: of a list with counts, each entry is {"value": ..., "count": ...}.
+Value: TypeAlias = Scalar | list[Any] | dict[str, Scalar]
 
 
 class FeaturesRequest(msgspec.Struct):
@@ -26,7 +28,7 @@ class FeaturesRequest(msgspec.Struct):
 class Vector(msgspec.Struct):
     """One feature, or key column, of every entity."""
 
-    values: list[Scalar]
+    values: list[Value]
     statuses: list[str]
     event_timestamps: list[str]
 

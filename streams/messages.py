@@ -64,21 +64,19 @@ def feature_messages(view: View, events: pl.DataFrame, spans: Mapping[Partition,
     partitions = ordered["_partition"].to_numpy()
     for (_, partition), (start, end) in spans.items():
         rows = ordered[np.searchsorted(partitions, partition) : np.searchsorted(partitions, partition, side="right")]
-        cuts = _cuts(rows)
-        offsets = [start, *rows["_offset"].gather(cuts).to_list(), end]
-        for (low, high), (begin, stop) in zip(
-            itertools.pairwise([0, *cuts, len(rows)]), itertools.pairwise(offsets), strict=True
-        ):
-            yield Message(topic, partition, _arrow_bytes(rows[low:high].to_arrow(), begin, stop))
+        parts = list(_parts(rows.to_arrow()))
+        offsets = [start, *(part["_offset"][0].as_py() for part in parts[1:]), end]
+        for part, (begin, stop) in zip(parts, itertools.pairwise(offsets), strict=True):
+            yield Message(topic, partition, _arrow_bytes(part, begin, stop))
 
 
-def _cuts(rows: pl.DataFrame) -> list[int]:
-    """The rows at which a new message begins, because the one before is full."""
-    sizes = np.full(len(rows), 9 * rows.width)
-    for name, kind in rows.schema.items():
-        if kind == pl.String:
-            sizes += rows[name].str.len_bytes().fill_null(0).to_numpy()
-    return (np.flatnonzero(np.diff(np.cumsum(sizes) // MESSAGE_BYTES)) + 1).tolist()
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    """The table cut in halves until each part is small enough for a message, or one row."""
+    if table.nbytes <= MESSAGE_BYTES or len(table) < 2:
+        yield table
+        return
+    for part in (table[: len(table) // 2], table[len(table) // 2 :]):
+        yield from _parts(part)
 
 
 def _arrow_bytes(table: pa.Table, start: int, stop: int) -> bytes:

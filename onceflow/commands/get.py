@@ -90,6 +90,10 @@ async def _read(definitions: Definitions, settings: Settings, lookup: Lookup) ->
 
 def _plain(value: object) -> object:
     """JSON has no NaN and no infinity."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -101,7 +105,7 @@ def _print(view: View, entity: Key, found: dict[str, Any], features: dict[str, o
     table = Table("feature", "value", title=Text(f"{view.name} of {_shown(entity)}"), title_justify="left")
     for name, value in features.items():
         at_time = view.outputs[name] == "timestamp[ms]" and isinstance(value, int)
-        table.add_row(name, Text(rfc3339(value) if at_time else codec.dumps(value)))  # type: ignore[arg-type]
+        table.add_row(name, Text(rfc3339(value) if at_time else codec.dumps(value, ensure_ascii=False)))  # type: ignore[arg-type]
     console = Console()
     console.print(table)
     console.print(f"as of {rfc3339(found['_effective'])} ({found['_effective']})", highlight=False)

@@ -76,7 +76,7 @@ def test_messages_tile_a_span_however_they_are_cut_and_stay_small(steps, length)
     assert [offset for table, _, _ in tables for offset in table["_offset"].to_pylist()] == offsets
     assert all(one[2] == other[1] for one, other in pairwise(tables))
     assert (tables[0][1], tables[-1][2]) == (0, sum(steps) + 5)
-    assert all(table.num_rows <= 500 / (45 + length) + 1 for table, _, _ in tables)
+    assert all(table.nbytes <= 500 or table.num_rows == 1 for table, _, _ in tables)
 
 
 def test_a_chunk_of_long_keys_stays_below_what_brokers_take():
