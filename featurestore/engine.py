@@ -208,7 +208,7 @@ class ViewState:
         """Make sure that memory has room for a step, and for `more` words beside."""
         words = self._words
         words[layout.WANTED] = 0
-        longest = 2 * (len(self.plan.tracks) + 1) * words[layout.LONGEST]  # as kernel.run reckons
+        longest = 2 * (self.plan.movable + 1) * words[layout.LONGEST]  # as kernel.run reckons
         need = int(words[layout.USED] + longest + words[layout.RESERVE]) + more
         if need > len(words):
             length = max(need + need // 4, len(words) + len(words) // 2)

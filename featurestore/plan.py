@@ -98,7 +98,8 @@ def compiled(view: View) -> Plan:
         _row(track, tracks, bags, first, end) for track, first, end in zip(tracks, firsts, firsts[1:], strict=False)
     ]
     outputs, groups, outs = _outputs(tracks, lanes, numbers)
-    _add_bag_outputs(tracks, bags, outputs, groups, outs)
+    cached = sum(CACHE_HEAD + 2 * track.acc for track in tracks for _ in _windows(track))
+    cached = _add_bag_outputs(tracks, bags, outputs, groups, outs, cached)
     return Plan(
         view,
         tuple(lanes),
@@ -112,7 +113,7 @@ def compiled(view: View) -> Plan:
         tuple(groups),
         tuple(tuple(row) for row, _ in outs),
         tuple(parameter for _, parameter in outs),
-        sum(CACHE_HEAD + 2 * track.acc for track in tracks for _ in _windows(track)),
+        cached,
         view.source.lateness_ms,
     )
 
@@ -306,8 +307,12 @@ def _add_bag_outputs(
     outputs: list[Feature],
     groups: list[tuple[int, ...]],
     outs: list[tuple[list[int], float]],
-) -> None:
-    """Add those features that come of bags and lists, a group for each bag of a window."""
+    cached: int,
+) -> int:
+    """Add those features that come of bags and lists, a group for each bag of a window; the words of a slot's cache.
+
+    `cached` are those that come before.
+    """
     nothing = [-1] * (len(fin.BUNDLED) - 1)
     for number, track in enumerate(tracks):
         for bag, length, delay in dict.fromkeys((b, _window(f).length, _window(f).delay) for f, b in track.bagged):
@@ -317,7 +322,9 @@ def _add_bag_outputs(
                     row, parameter = out_of(feature)
                     outs.append(([*row, 0, len(outputs), *nothing], parameter))
                     outputs.append(feature)
-            groups.append((number, length, delay, first, len(outs), 0, 0, 0, 1 + bags.index(bag), place))
+            groups.append((number, length, delay, first, len(outs), cached, 0, 0, 1 + bags.index(bag), place))
+            cached += at.BAG_HEAD
+    return cached
 
 
 def _block(track: _Track, length: int) -> int:

@@ -64,6 +64,11 @@ class Plan:
         return any(self.track_texts)
 
     @property
+    def movable(self) -> int:
+        """How many runs, and tallies of bags, a slot has, each in a room that may become too small."""
+        return len(self.tracks) + sum(row[at.OF_BAG] > 0 for row in self.groups)
+
+    @property
     def checks_overflow(self) -> bool:
         """Whether an event may be too much for an integer sum."""
         tiled = [row for row in self.tracks if row[at.KIND] == at.TILES]

@@ -35,6 +35,7 @@ from featurestore.kernel.layout import (
 from featurestore.kernel.primitives import add_int, add_real
 from featurestore.kernel.runs import count_of, insert, is_full, make_room, place, remove, start_of
 from featurestore.kernel.sketches import larger_ranks, ranks_of, register_of, to_registers
+from featurestore.kernel.tallies import advance_all, forget_tallies, tell
 
 if TYPE_CHECKING:
     from featurestore.kernel.layout import Reals, Words
@@ -63,7 +64,7 @@ def _one_session(words: Words, reals: Reals, h: int, t: int, start: int, end: in
         for j in range(1, stride):
             words[to] = words[base + i * stride + j]
             to += 1
-    at, end_at = merged(words, reals, words[t + BAG], words[USED], after - first)
+    at, end_at = merged(words, reals, words[t + BAG], words[USED], to)
     count = (end_at - at) // (stride - 1)
     for i in range(count):
         words[base + i * stride] = start
@@ -89,7 +90,7 @@ def _new_key(words: Words, h: int, t: int, at: int, index: int, key: int) -> int
 
 
 @compiled
-def _evicted(words: Words, h: int, t: int, first: int, end: int, at: int, key: int) -> int:
+def _evicted(words: Words, reals: Reals, h: int, t: int, first: int, end: int, at: int, key: int) -> int:
     """Give the record of the rarest key of a tile, and its count, to another key; its address then.
 
     Metwally, Agrawal and El Abbadi, ICDT (2005): no count is too low, nor too high by more than the rarest's.
@@ -98,7 +99,10 @@ def _evicted(words: Words, h: int, t: int, first: int, end: int, at: int, key: i
     for i in range(first, end):
         if words[start + i * stride + 2] < words[start + rarest * stride + 2]:
             rarest = i
-    index, count = words[start + rarest * stride], words[start + rarest * stride + 2]
+    gone = start + rarest * stride
+    index, count = words[gone], words[gone + 2]
+    tell(words, reals, h, t, index, words[gone + 1], -count)
+    tell(words, reals, h, t, index, key, count)
     remove(words, h, t, rarest, ZERO + 1)
     record = _new_key(words, h, t, at - (rarest < at), index, key)
     words[record + 2] = count
@@ -130,7 +134,7 @@ def _below(words: Words, h: int, t: int, first: int, end: int, key: int) -> int:
 
 
 @compiled
-def _record(words: Words, h: int, t: int, first: int, end: int, index: int, key: int) -> int:
+def _record(words: Words, reals: Reals, h: int, t: int, first: int, end: int, index: int, key: int) -> int:
     """Address of the record, of a tile that has no registers, that counts the key; 0 when they are to be made."""
     stride, bag, start = words[t + STRIDE], words[t + BAG], start_of(words, h, t)
     at = first + _below(words, h, t, first, end, key)
@@ -141,7 +145,7 @@ def _record(words: Words, h: int, t: int, first: int, end: int, index: int, key:
     if policy == GROW or end - first - has_other < words[bag + BOUND]:
         return _new_key(words, h, t, at, index, key)
     if policy == EVICT:
-        return _evicted(words, h, t, first, end, at, key)
+        return _evicted(words, reals, h, t, first, end, at, key)
     if policy == SKETCH:
         return ZERO
     return head if has_other else _new_key(words, h, t, first, index, OTHER)
@@ -163,24 +167,29 @@ def _fold_bag(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, row: i
     if not inputs.valid[lane, row]:
         return
     if is_full(words, h, t):
+        advance_all(words, reals, h, t, newest)
         make_room(words, h, t, first_seen(words, h, t, newest))
     key, first, end = inputs.words[lane, row], place(words, h, t, index), place(words, h, t, index + 1)
     head = start_of(words, h, t) + first * stride + 1
     if words[bag + POLICY] == SKETCH and first < end and words[head] < 0:
         _add_rank(words, h, t, first, index, key)
+        tell(words, reals, h, t, index, key, ZERO + 1)
         return
-    record = _record(words, h, t, first, end, index, key)
+    record = _record(words, reals, h, t, first, end, index, key)
     if record == 0:
         left = to_registers(words, head, head + (end - first) * stride, stride)
         count = (left - head) // stride
         remove(words, h, t, first + count, end - first - count)
         _add_rank(words, h, t, first, index, key)
-    elif words[bag + BAG_KIND] == COUNTS:
+        forget_tallies(words, h, t)
+        return
+    if words[bag + BAG_KIND] == COUNTS:
         words[record + 2] += 1
     elif words[bag + BAG_KIND] == SUMS_FLOAT:
         add_real(reals, record + 2, inputs.reals[lane + 1, row])
     else:
         add_int(words, record + 2, inputs.words[lane + 1, row], ZERO)
+    tell(words, reals, h, t, index, words[record + 1], ZERO + 1)
 
 
 @compiled

@@ -11,6 +11,7 @@ import numpy as np
 
 from featurestore.kernel.bags import first_seen
 from featurestore.kernel.folding import forget
+from featurestore.kernel.gathering import forget_bags
 from featurestore.kernel.layout import (
     BAGS,
     DIRTY_FIRST,
@@ -194,6 +195,7 @@ def load(words: Words, slots: NDArray[np.int64], entity: int, partition: int, bl
     if h == 0:
         h = slots[entity, partition] = new_slot(words, entity, partition)
     forget(words, h)
+    forget_bags(words, h)
     words[h + NEWEST], words[h + LAST_OFFSET] = blob[1], blob[2]
     runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
     at = HEAD + runs

@@ -1,4 +1,4 @@
-"""Gathering: what a window's bags come to, by key, and records of several partitions in one order.
+"""Gathering: entries of bags sorted and united by key, and records of several partitions in one order.
 
 It is made in memory that is free, from `USED` on, where nothing is kept. An entry is a bag's record without its index.
 """
@@ -8,11 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore.kernel.layout import (
+    BAG_COUNT,
+    BAG_FIRST,
+    BAG_GROUPS_END,
     BAG_KIND,
     BAG_WORDS,
+    CACHE,
+    CACHED,
     COUNTS,
     DELAY,
+    GROUP_WORDS,
+    GROUPS_END,
     HOP,
+    INT_MIN,
     KIND,
     LATEST,
     LENGTH,
@@ -73,7 +81,7 @@ def combine(words: Words, reals: Reals, bag: int, to: int, at: int) -> None:
 
 
 @inlined
-def _copied(words: Words, to: int, at: int, size: int) -> int:
+def copied(words: Words, to: int, at: int, size: int) -> int:
     """Copy an entry; where the next one goes."""
     for i in range(size):
         words[to + i] = words[at + i]
@@ -81,18 +89,14 @@ def _copied(words: Words, to: int, at: int, size: int) -> int:
 
 
 @compiled
-def _merge_two(words: Words, reals: Reals, bag: int, first: int, second: int, end: int, to: int) -> int:
-    """Merge two ascending stretches that follow each other, the older first; where their entries end."""
-    size, a, b = 1 + words[bag + BAG_WORDS], first, second
+def _merge_two(words: Words, size: int, first: int, second: int, end: int, to: int) -> int:
+    """Merge two ascending stretches that follow each other, of equal keys the older first; where their entries end."""
+    a, b = first, second
     while a < second or b < end:
-        if b == end or (a < second and words[a] < words[b]):
-            to, a = _copied(words, to, a, size), a + size
-        elif a == second or words[b] < words[a]:
-            to, b = _copied(words, to, b, size), b + size
+        if b == end or (a < second and words[a] <= words[b]):
+            to, a = copied(words, to, a, size), a + size
         else:
-            after = _copied(words, to, a, size)
-            combine(words, reals, bag, to, b)
-            to, a, b = after, a + size, b + size
+            to, b = copied(words, to, b, size), b + size
     return to
 
 
@@ -100,34 +104,67 @@ def _merge_two(words: Words, reals: Reals, bag: int, first: int, second: int, en
 def _stretch(words: Words, at: int, end: int, size: int) -> int:
     """Where the keys from `at` on stop ascending."""
     at += size
-    while at < end and words[at] > words[at - size]:
+    while at < end and words[at] >= words[at - size]:
         at += size
     return min(at, end)
 
 
 @compiled
-def merged(words: Words, reals: Reals, bag: int, at: int, count: int) -> tuple[int, int]:
-    """Sort `count` entries from `at` on by key, those of one key combined; where they begin and end then.
+def _sorted(words: Words, size: int, at: int, there: int, end: int) -> tuple[int, int, int]:
+    """Sort entries from `at` to `end` by key, older first, with the help of memory `there`.
 
-    Stretches that ascend are merged two by two, neighbours first, so that of one key the older comes first. As much
-    memory again is used behind them. Where there are registers, hashes become registers too.
+    Returned are where they lie and end, and the other memory.
     """
-    size, sketch = 1 + words[bag + BAG_WORDS], words[bag + POLICY] == SKETCH
-    end, there, stretches = at + count * size, at + count * size, count
+    stretches = 2
     while stretches > 1:
         to, here, stretches = there, at, ZERO
         while here < end:
             second = _stretch(words, here, end, size)
             after = _stretch(words, second, end, size)
-            to = _merge_two(words, reals, bag, here, second, after, to)
+            to = _merge_two(words, size, here, second, after, to)
             here, stretches = after, stretches + 1
         at, there, end = there, at, to
-        if stretches == 1 and sketch and end > at and words[at] < 0 and words[end - size] >= 0:
-            hashes = at
-            while words[hashes] < 0:
-                hashes += size
-            end, stretches = to_registers(words, hashes, end, size), 2
+    return at, end, there
+
+
+@compiled
+def _united(words: Words, reals: Reals, bag: int, at: int, end: int) -> int:
+    """Make one entry of those of each key, in their order; where they end."""
+    size, to = 1 + words[bag + BAG_WORDS], at
+    for entry in range(at, end, size):
+        if to > at and words[to - size] == words[entry]:
+            combine(words, reals, bag, to - size, entry)
+        else:
+            to = copied(words, to, entry, size)
+    return to
+
+
+@compiled
+def merged(words: Words, reals: Reals, bag: int, at: int, end: int) -> tuple[int, int]:
+    """Sort entries by key and make one of those of each key, oldest to newest; where they begin and end then.
+
+    As much memory again is used behind them. Where there are registers, hashes become registers too.
+    """
+    size, there = 1 + words[bag + BAG_WORDS], end
+    at, end, there = _sorted(words, size, at, there, end)
+    end = _united(words, reals, bag, at, end)
+    if words[bag + POLICY] == SKETCH and at < end and words[at] < 0 and words[end - size] >= 0:
+        hashes = at
+        while words[hashes] < 0:
+            hashes += size
+        at, end, _ = _sorted(words, size, at, there, to_registers(words, hashes, end, size))
+        end = _united(words, reals, bag, at, end)
     return at, end
+
+
+@compiled
+def forget_bags(words: Words, h: int) -> None:
+    """Drop what a slot's cache has of bags."""
+    cache = words[h + CACHE]
+    if cache:
+        for g in range(words[GROUPS_END], words[BAG_GROUPS_END], GROUP_WORDS):
+            words[cache + words[g + CACHED] + BAG_FIRST] = INT_MIN
+            words[cache + words[g + CACHED] + BAG_COUNT] = 0
 
 
 @compiled
@@ -209,7 +246,7 @@ def latest_records(words: Words, slots: Slots, entity: int, g: int, cursors: int
 
 
 @compiled
-def _of_latest(words: Words, slots: Slots, entity: int, g: int, cursors: int, to: int) -> int:
+def of_latest(words: Words, slots: Slots, entity: int, g: int, cursors: int, to: int) -> int:
     """Write an entry for each of the last events that has the bag's value; where they end."""
     bag, at = words[g + OF_BAG], to
     first, end = latest_records(words, slots, entity, g, cursors)
@@ -224,24 +261,3 @@ def _of_latest(words: Words, slots: Slots, entity: int, g: int, cursors: int, to
                 words[at + 1], words[at + 2] = words[value + 1], 0
             at += 1 + words[bag + BAG_WORDS]
     return at
-
-
-@compiled
-def entries(
-    words: Words, reals: Reals, slots: Slots, entity: int, g: int, effective: int, cursors: int
-) -> tuple[int, int]:
-    """The entries of the group's window, one of each key, ascending: where they begin and end; 0, 0 without room."""
-    t, bag = words[g + TRACK], words[g + OF_BAG]
-    size, total = 1 + words[bag + BAG_WORDS], spans(words, slots, entity, g, effective, cursors)
-    begin = words[USED] + (words[g + LENGTH] if words[t + KIND] == LATEST else ZERO)
-    if not has_room(words, begin - words[USED] + 2 * total * size + SPARE):
-        return ZERO, ZERO
-    to = begin
-    if words[t + KIND] == LATEST:
-        to = _of_latest(words, slots, entity, g, cursors, begin)
-    else:
-        for p in range(words[PARTITIONS]):
-            first, end = words[cursors + 2 * p], words[cursors + 2 * p + 1]
-            for i in range(first, end):
-                to = _copied(words, to, start_of(words, slots[entity, p], t) + i * words[t + STRIDE] + 1, size)
-    return merged(words, reals, bag, begin, (to - begin) // size)

@@ -96,6 +96,9 @@ BAG_LANE, BAG_KIND, POLICY, BOUND, BAG_WORDS, BAG_SIZE = range(6)
 COUNTS, SUMS_FLOAT, SUMS_INT, FIRSTS, LASTS = range(5)
 #: It is let in; it goes to OTHER; it takes the place, and the count, of the rarest; all become a HyperLogLog.
 GROW, REFUSE, EVICT, SKETCH = range(4)
+# What a slot's cache has of a bag's window: the index of its oldest tile (INT_MIN for nothing), then its entries: their
+# address, the size class of their room, how many there are.
+BAG_FIRST, BAG_START, BAG_CLASS, BAG_COUNT, BAG_HEAD = range(5)
 #: The key of all values that were refused. Codes of texts and hashes are positive.
 OTHER = INT_MIN
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.kernel.gathering import combine, entries, has_room, latest_records, next_record, spans
+from featurestore.kernel.gathering import combine, has_room, latest_records, next_record, spans
 from featurestore.kernel.layout import (
     ACC_MOST,
     BAG_GROUPS_END,
@@ -45,6 +45,7 @@ from featurestore.kernel.layout import (
     inlined,
 )
 from featurestore.kernel.sketches import estimated, float_of, to_registers
+from featurestore.kernel.tallies import entries
 
 if TYPE_CHECKING:
     from featurestore.kernel.gathering import Slots

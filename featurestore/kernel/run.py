@@ -9,6 +9,7 @@ from featurestore.kernel.finishes import COUNT, finish_bundle, finish_out
 from featurestore.kernel.folding import add_input, fold_apart, forget, would_overflow
 from featurestore.kernel.layout import (
     ACC_MOST,
+    BAG_GROUPS_END,
     BAGS,
     CACHE,
     CACHED,
@@ -214,8 +215,10 @@ def run(
     without them then, in half the time. It is one long function since calls would cost as much as their work.
     """
     chains = _chain(steps, results, begin, end, following, last)
-    # Each run may move to a larger room, and bags of joined sessions are merged aside.
-    room, margin = words.shape[0] - words[RESERVE], 2 * ((words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS + 1)
+    # Each run and tally may move to a larger room, and bags of joined sessions are merged aside.
+    movable = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
+    movable += (words[BAG_GROUPS_END] - words[GROUPS_END]) // GROUP_WORDS
+    room, margin = words.shape[0] - words[RESERVE], 2 * (movable + 1)
     for chain in range(chains):
         near, far = following[1, min(chain + 2, chains - 1)], following[1, min(chain + 4, chains - 1)]
         _fetch_ahead(words, slots, steps.entity[begin + near], steps.entity[begin + far])

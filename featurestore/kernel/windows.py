@@ -15,10 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore.kernel.folding import add_record, forget, merge
-from featurestore.kernel.gathering import latest_records, session_at
+from featurestore.kernel.gathering import forget_bags, latest_records, session_at
 from featurestore.kernel.layout import (
     ACC,
     ACC_MOST,
+    BAG_CLASS,
+    BAG_GROUPS_END,
     BLOCK,
     CACHE,
     CACHE_FREE,
@@ -82,13 +84,16 @@ def clear(words: Words, at: int, stride: int) -> None:
 
 
 @compiled
-def _cache(words: Words, h: int) -> int:
+def cache_of(words: Words, h: int) -> int:
     """Address of the slot's cache, made when there is none."""
     if words[h + CACHE] == 0:
         words[h + CACHE] = take_room(words, CACHE_FREE + ZERO, ZERO, words[CACHE_WORDS])
         for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
             words[words[h + CACHE] + words[g + CACHED] + _CLASS] = -1
+        for g in range(words[GROUPS_END], words[BAG_GROUPS_END], GROUP_WORDS):
+            words[words[h + CACHE] + words[g + CACHED] + BAG_CLASS] = -1
         forget(words, h)
+        forget_bags(words, h)
     return words[h + CACHE]
 
 
@@ -153,7 +158,7 @@ def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int) -> int:
     acc, start, count = words[t + ACC], start_of(words, h, t), count_of(words, h, t)
     newest, oldest = words[start + (count - 1) * acc], first_time // words[t + HOP]
     boundary = newest // words[g + BLOCK] * words[g + BLOCK]
-    at = _cache(words, h) + words[g + CACHED]
+    at = cache_of(words, h) + words[g + CACHED]
     after = at + CACHE_HEAD + acc
     if words[at + _BOUNDARY] != boundary:
         words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, INT_MIN
@@ -259,7 +264,7 @@ def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> 
     if first >= count:
         return 0
     boundary = words[start + (count - 1) * stride] // words[g + BLOCK] * words[g + BLOCK]
-    at = _cache(words, h) + words[g + CACHED]
+    at = cache_of(words, h) + words[g + CACHED]
     after = at + CACHE_HEAD + acc
     if words[at + _BOUNDARY] != boundary:
         words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, 0
