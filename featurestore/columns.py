@@ -112,15 +112,16 @@ def column_of(feature: Feature, words: Ints, valid: Bools, items: Ints, texts: T
     if kind == "counts":
         parts = [pa.array(_values(feature, inner, items[at], texts)), pa.array(items[at + 1])]
         return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(parts, ["value", "count"]), mask=mask)
-    keys = texts.texts(items[at]).set(pl.Series(items[at] == OTHER), feature.aggregate.other)  # type: ignore[union-attr]
+    [other] = texts.codes([feature.aggregate.other])  # type: ignore[union-attr]
+    keys = texts.texts(np.where(items[at] == OTHER, other, items[at]))
     found = pa.array(_values(feature, inner, items[at + 1], texts), mask=items[at + 2] == 0)
-    return pa.MapArray.from_arrays(offsets, keys.to_arrow(), found, mask=mask)
+    return pa.MapArray.from_arrays(offsets, keys, found, mask=mask)
 
 
 def _values(feature: Feature, kind: str, words: Ints, texts: Texts) -> Any:  # noqa: ANN401
     """Words as values of a type."""
     if kind == "str":
-        return texts.texts(words).to_arrow()
+        return texts.texts(words)
     if kind == "bool":
         return words != 0
     if kind == "float":

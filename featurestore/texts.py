@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
+import pyarrow as pa
 
-from featurestore.kernel.lexicon import Lexicon, enter
+from featurestore.kernel.lexicon import Lexicon, enter, numbers_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,6 @@ class Texts:
 
     def __init__(self) -> None:
         self._codes: dict[str, int] = {}
-        self._texts: dict[int, str] = {}
         self._count = self._marks = 0
         self.lexicon = _room(64, 1 << 10)
 
@@ -40,16 +39,18 @@ class Texts:
         known = self._codes
         return np.fromiter((known.get(text) or self._enter(text) for text in texts), np.int64)
 
-    def texts(self, codes: NDArray[np.int64]) -> pl.Series:
+    def texts(self, codes: NDArray[np.int64]) -> pa.Array:
         """The texts of codes, null for those that nobody knows: 0 is none's."""
-        distinct, inverse = np.unique(codes, return_inverse=True)
-        return pl.Series([self._texts.get(code) for code in distinct.tolist()], dtype=pl.String)[inverse]
+        numbers = numbers_of(self.lexicon, np.ascontiguousarray(codes))
+        ends = np.concatenate([[0], self.lexicon.ends[: self._count]])
+        buffers = [None, pa.py_buffer(ends), pa.py_buffer(self.lexicon.text)]
+        known = pa.Array.from_buffers(pa.large_string(), self._count, buffers)
+        return known.take(pa.array(numbers, mask=numbers < 0))
 
     def _enter(self, text: str) -> int:
         code = code_of(text)
         self._codes[text] = code
-        if code not in self._texts:
-            self._texts[code] = text
+        if numbers_of(self.lexicon, np.array([code]))[0] < 0:
             self._write(code, text.encode())
         return code
 

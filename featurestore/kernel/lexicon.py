@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from featurestore.kernel.layout import compiled, entry
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from featurestore.kernel.layout import Words
@@ -44,6 +45,15 @@ def enter(lexicon: Lexicon, number: int) -> None:
     while lexicon.table[place] >= 0:
         place = (place + 1) & mask
     lexicon.table[place] = number
+
+
+@entry
+def numbers_of(lexicon: Lexicon, codes: Words) -> Words:
+    """The numbers of codes, -1 for those that nobody knows."""
+    out = np.empty(codes.shape[0], np.int64)
+    for i in range(codes.shape[0]):
+        out[i] = number_of(lexicon, codes[i]) if codes[i] > 0 else -1
+    return out
 
 
 @compiled
