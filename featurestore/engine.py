@@ -92,9 +92,8 @@ class ViewState:
             raise self._unreadable(entity)
         self._make_room(4 * len(words))
         kernel.load(self._words, self._slots, entity, partition, words)
-        if self.plan.has_texts and not kernel.knows_all(
-            self._words, self._slots[entity, partition], self.texts.lexicon
-        ):
+        slot = self._slots[entity, partition : partition + 1]
+        if self.plan.has_texts and not kernel.knows_all(self._words, slot, self.texts.lexicon, self.texts.marks(1)):
             kernel.load(self._words, self._slots, entity, partition, self._nothing())
             raise self._unreadable(entity)
         self._loaded[entity, partition] = True
@@ -146,7 +145,12 @@ class ViewState:
 
     def take_changes(self) -> list[Changes]:
         """The states written to since the last call, by partition; they count as stored from now on."""
-        return self._changes(kernel.take_dirty(self._words))
+        changes = self._changes(kernel.take_dirty(self._words))
+        if self.texts.is_crowded:
+            mark = self.texts.marks(1)
+            kernel.knows_all(self._words, self._slots[self._slots > 0], self.texts.lexicon, mark)
+            self.texts.keep(mark)
+        return changes
 
     def blobs(self, partition: int) -> dict[bytes, bytes]:
         """Every state of a partition, encoded, by entity key."""

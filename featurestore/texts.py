@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Longest text, in characters, that a state keeps: of a longer one the beginning.
 MAX_TEXT = 256
+#: So many texts are never too many.
+CROWD = 100_000
 
 
 class Texts:
@@ -23,11 +25,21 @@ class Texts:
 
     def __init__(self) -> None:
         self._codes: dict[str, int] = {}
-        self._count = self._marks = 0
+        self._count = self._kept = self._marks = 0
         self.lexicon = _room(64, 1 << 10)
 
-    def __len__(self) -> int:
-        return self._count
+    @property
+    def is_crowded(self) -> bool:
+        """Whether most of the texts may be those of states that have moved on."""
+        return self._count > max(4 * self._kept, CROWD)
+
+    def keep(self, mark: int) -> None:
+        """Forget the texts that are not marked so."""
+        marked = np.flatnonzero(self.lexicon.marks[: self._count] == mark)
+        texts = self.texts(self.lexicon.codes[marked]).to_pylist()
+        self._codes, self._count, self.lexicon = {}, 0, _room(64, 1 << 10)
+        self.codes(texts)
+        self._kept = self._count
 
     def marks(self, count: int) -> int:
         """The first of `count` marks (see `kernel.sizes_of`) that have not been used before."""
@@ -42,8 +54,7 @@ class Texts:
     def texts(self, codes: NDArray[np.int64]) -> pa.Array:
         """The texts of codes, null for those that nobody knows: 0 is none's."""
         numbers = numbers_of(self.lexicon, np.ascontiguousarray(codes))
-        ends = np.concatenate([[0], self.lexicon.ends[: self._count]])
-        buffers = [None, pa.py_buffer(ends), pa.py_buffer(self.lexicon.text)]
+        buffers = [None, pa.py_buffer(self.lexicon.ends), pa.py_buffer(self.lexicon.text)]
         known = pa.Array.from_buffers(pa.large_string(), self._count, buffers)
         return known.take(pa.array(numbers, mask=numbers < 0))
 
@@ -55,20 +66,20 @@ class Texts:
         return code
 
     def _write(self, code: int, text: bytes) -> None:
-        ends = self.lexicon.ends
-        used = int(ends[self._count - 1]) if self._count else 0
+        used = int(self.lexicon.ends[self._count])
         if 2 * (self._count + 1) > len(self.lexicon.table) or used + len(text) > len(self.lexicon.text):
             self._grow(used + len(text))
         lexicon = self.lexicon
         lexicon.text[used : used + len(text)] = np.frombuffer(text, np.uint8)
-        lexicon.ends[self._count], lexicon.codes[self._count] = used + len(text), code
+        lexicon.ends[self._count + 1], lexicon.codes[self._count] = used + len(text), code
         enter(lexicon, self._count)
         self._count += 1
 
     def _grow(self, size: int) -> None:
         old, count = self.lexicon, self._count
         new = _room(2 * len(old.codes), max(2 * size, len(old.text)))
-        new.text[: len(old.text)], new.ends[:count], new.codes[:count] = old.text, old.ends[:count], old.codes[:count]
+        new.text[: len(old.text)], new.codes[:count] = old.text, old.codes[:count]
+        new.ends[: count + 1] = old.ends[: count + 1]
         for number in range(count):
             enter(new, number)
         self.lexicon = new

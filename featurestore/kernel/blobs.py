@@ -157,15 +157,19 @@ def end_of_runs(words: Words, blob: NDArray[np.int64]) -> int:
 
 
 @entry
-def knows_all(words: Words, h: int, lexicon: Lexicon) -> bool:
-    """Whether the text of each code in a slot's state is known."""
-    for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
-        start, stride = start_of(words, h, t), words[t + STRIDE]
-        for i in range(count_of(words, h, t)):
-            for place_of in range(words[t + FIRST_TEXT], words[t + FIRST_TEXT] + words[t + TEXTS]):
-                code = words[start + i * stride + words[place_of]]
-                if code > 0 and number_of(lexicon, code) < 0:
-                    return False
+def knows_all(words: Words, slots: NDArray[np.int64], lexicon: Lexicon, mark: int) -> bool:
+    """Mark the text of each code in the slots' states; whether all of them are known."""
+    for h in slots:
+        for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
+            start, stride = start_of(words, h, t), words[t + STRIDE]
+            for i in range(count_of(words, h, t)):
+                for place_of in range(words[t + FIRST_TEXT], words[t + FIRST_TEXT] + words[t + TEXTS]):
+                    code = words[start + i * stride + words[place_of]]
+                    number = number_of(lexicon, code) if code > 0 else -1
+                    if number >= 0:
+                        lexicon.marks[number] = mark
+                    elif code > 0:
+                        return False
     return True
 
 

@@ -21,7 +21,7 @@ class Lexicon(NamedTuple):
     """Texts, numbered in the order in which they came."""
 
     codes: NDArray[np.int64]
-    ends: NDArray[np.int64]  # in `text`
+    ends: NDArray[np.int64]  # in `text`, from 0 on: a text begins where the one before ends
     text: NDArray[np.uint8]
     table: NDArray[np.int32]  # numbers by code, an open hash table as long as a power of two; -1 for none
     marks: NDArray[np.int64]  # by number, the mark of the state that it was last written for
@@ -59,15 +59,14 @@ def numbers_of(lexicon: Lexicon, codes: Words) -> Words:
 @compiled
 def text_words(lexicon: Lexicon, number: int) -> int:
     """Words that a text takes in a state."""
-    begin = lexicon.ends[number - 1] if number else 0
-    return 1 + (lexicon.ends[number] - begin + 7) // 8
+    return 1 + (lexicon.ends[number + 1] - lexicon.ends[number] + 7) // 8
 
 
 @compiled
 def write_text(lexicon: Lexicon, number: int, out: Words, at: int) -> None:
     """Write a text to `out`."""
-    begin = lexicon.ends[number - 1] if number else 0
-    size = lexicon.ends[number] - begin
+    begin = lexicon.ends[number]
+    size = lexicon.ends[number + 1] - begin
     out[at] = size
     for i in range((size + 7) // 8):
         word = 0
