@@ -250,10 +250,10 @@ def finish_bags(
             if not _finish_lists(words, slots, entity, g, effective, cursors, results, step):
                 return False
             continue
-        at, end = entries(words, reals, slots, entity, g, effective, cursors)
-        if at == 0:
-            return False
+        at, end = ZERO, ZERO
         for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
-            if not _finish(words, reals, bag, at, end, out, results, step):
+            if at == 0 or words[out + CODE] not in (QUANTILE, HISTOGRAM):  # the others move entries
+                at, end = entries(words, reals, slots, entity, g, effective, cursors)
+            if at == 0 or not _finish(words, reals, bag, at, end, out, results, step):
                 return False
     return True
