@@ -137,11 +137,16 @@ EXACT = {"flights", "late", "number", "least", "most", "first", "last", "any_lat
 ALMOST = {"rtol": 1e-12, "atol": 1e-12}
 
 
-@pytest.fixture(scope="module")
-def flights():
+def some_flights():
+    """The departures of the first days."""
     frame = data.topics()["departures"]
     frame = frame.filter(pl.col("at") < frame["at"].to_numpy().min() + DAYS * DAY)
     return frame.with_columns(behind=pl.when(pl.col("dep_delay") > 0).then("dep_delay"))
+
+
+@pytest.fixture(scope="module")
+def flights():
+    return some_flights()
 
 
 @pytest.fixture(scope="module")
@@ -199,12 +204,12 @@ def covered(label):
     return f"{near} AND {tile('e.at')} BETWEEN {first} AND {end}"
 
 
-def answers(flights, rows, keys, label, log_order):
+def answers(flights, rows, keys, label, log_order, sql=SQL):
     """The window `label` at each row (keys, t, o); with `log_order` without events that come after o in the log."""
     _, length, _, delay = WINDOWS[label]
     seen = "e.o <= r.o" if log_order else "e.at <= r.t"
     same = " AND ".join(f"e.{key} = r.{key}" for key in keys)
-    wanted = ", ".join(f"{sql.format(seconds=length / 1000)} AS {name}_{label}" for name, sql in SQL.items())
+    wanted = ", ".join(f"{text.format(seconds=length / 1000)} AS {name}_{label}" for name, text in sql.items())
     query = f"""
         WITH held AS (
             SELECT r.i, r.t - {delay} AS u, e.*, e.dep_delay AS x, CASE WHEN e.dep_delay > 15 THEN e.dep_delay END AS y
