@@ -91,14 +91,9 @@ def code_of(text: str) -> int:
 
 
 def _room(texts: int, size: int) -> Lexicon:
-    nothing = np.zeros(texts, np.int64)
-    return Lexicon(
-        nothing,
-        nothing.copy(),
-        np.zeros(size, np.uint8),
-        np.full(2 * texts, -1, np.int32),
-        np.full(texts, -1, np.int64),
-    )
+    """A lexicon without texts, with room for so many, and for so many bytes."""
+    codes, ends, marks = np.zeros(texts, np.int64), np.zeros(texts + 1, np.int64), np.full(texts, -1, np.int64)
+    return Lexicon(codes, ends, np.zeros(size, np.uint8), np.full(2 * texts, -1, np.int32), marks)
 
 
 def read_texts(words: NDArray[np.int64]) -> list[str] | None:
