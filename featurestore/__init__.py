@@ -28,7 +28,7 @@ from featurestore.aggregates import (
     session,
     window,
 )
-from featurestore.definitions import Derived, Feature, View, derived, view
+from featurestore.definitions import Feature, View, view
 from featurestore.errors import (
     ConfigError,
     DataError,
@@ -39,6 +39,17 @@ from featurestore.errors import (
     OnceflowError,
     StateError,
     UnavailableError,
+)
+from featurestore.expressions import Derived, derived
+from featurestore.operations import (
+    bucketize,
+    cross,
+    feature_hash,
+    impute,
+    min_max_scale,
+    one_hot,
+    standard_scale,
+    target_encode,
 )
 from featurestore.sources import Entity, Source
 
@@ -77,10 +88,18 @@ __all__ = [
     "Var",
     "View",
     "Window",
+    "bucketize",
     "col",
+    "cross",
     "derived",
+    "feature_hash",
+    "impute",
     "last",
+    "min_max_scale",
+    "one_hot",
     "session",
+    "standard_scale",
+    "target_encode",
     "view",
     "window",
 ]

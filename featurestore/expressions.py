@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import TypeAlias
 
 import numpy as np
 import polars as pl
@@ -19,6 +22,9 @@ TYPES: dict[str, pl.DataType] = {
     "timestamp[ms]": pl.Int64(),
 }
 
+#: An expression or, of an operation that gives several, expressions by what each adds to the name ("" adds nothing).
+Expressions: TypeAlias = pl.Expr | Mapping[str, pl.Expr]
+
 # Few values and nulls among them, so that rows repeat each other in every column, though not in all columns at once:
 # what looks at duplicates, groups or neighbours then gives itself away.
 _PROBES: dict[str, list[object]] = {
@@ -32,6 +38,30 @@ _PROBE_ROWS = 24
 
 # How a call of Python is serialized where cloudpickle is installed; where it is not, serializing fails.
 _PYTHON = '{"AnonymousFunction":'
+
+
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """A feature, or several, computed from others when they are read; a service's is named here."""
+
+    expression: Expressions
+    name: str = ""
+
+
+def derived(expression: Expressions, *, name: str = "") -> Derived:
+    """A feature computed from others: derived(col("spend_5m") / col("spend_1d")).
+
+    In a view it sees the view's features, and its attribute names it. In a service it needs a `name`, and sees columns
+    of the event and features of views by full name: derived(col("amount") / col("card:spend_1d"), name="share").
+    """
+    return Derived(expression, name)
+
+
+def by_name(name: str, made: Expressions) -> dict[str, pl.Expr]:
+    """The expressions that `made` stands for under a name: itself, or "name_part" for each part of several."""
+    if isinstance(made, Mapping):
+        return {f"{name}_{part}" if part else name: expression for part, expression in made.items()}
+    return {name: made}
 
 
 def closest(name: str, names: Iterable[str]) -> str:
@@ -57,19 +87,20 @@ def checked_type(expression: pl.Expr, columns: Mapping[str, str], where: str) ->
         canonical_text(expression)
     except DefinitionError as error:
         raise DefinitionError(f"{where}: {error}") from None
-    probe = _probe(columns)
+    probe, text = _probe(columns), shorten(str(expression), 200)
     try:
         whole = probe.select(expression.alias("value"))["value"]
         rows = [probe[i : i + 1].select(expression.alias("value"))["value"] for i in range(len(probe))]
     except pl.exceptions.PolarsError as error:
-        raise DefinitionError(f"{where}: the expression {expression} does not work: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise DefinitionError(f"{where}: the expression {text} does not work: {reason}") from error
     if len(whole) == 1 and not expression.meta.root_names():
         whole = whole.new_from_index(0, len(probe))
     if any(len(row) != 1 for row in rows) or not whole.equals(pl.concat(rows), check_dtypes=True):
         raise DefinitionError(
-            f"{where}: the expression {expression} looks at more than its own row; use row-wise expressions only"
+            f"{where}: the expression {text} looks at more than its own row; use row-wise expressions only"
         )
-    return _canonical(whole.dtype, expression, where)
+    return _canonical(whole.dtype, text, where)
 
 
 def _probe(columns: Mapping[str, str]) -> pl.DataFrame:
@@ -81,7 +112,7 @@ def _probe(columns: Mapping[str, str]) -> pl.DataFrame:
     return pl.DataFrame(values, schema={name: TYPES[kind] for name, kind in columns.items()})
 
 
-def _canonical(dtype: pl.DataType, expression: pl.Expr, where: str) -> str:
+def _canonical(dtype: pl.DataType, text: str, where: str) -> str:
     if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
         return "int"
     if dtype.is_float():
@@ -90,16 +121,24 @@ def _canonical(dtype: pl.DataType, expression: pl.Expr, where: str) -> str:
         return "bool"
     if dtype == pl.String:
         return "str"
-    raise DefinitionError(
-        f"{where}: the expression {expression} gives {dtype}; cast it to a number, a bool or a string"
-    )
+    raise DefinitionError(f"{where}: the expression {text} gives {dtype}; cast it to a number, a bool or a string")
 
 
 def evaluated(frame: pl.DataFrame, expressions: Mapping[str, tuple[pl.Expr, str]]) -> pl.DataFrame:
     """`frame` with a column for each named (expression, canonical type); a later one may read an earlier one."""
+    ready: dict[str, pl.Expr] = {}  # of which none reads another: they are computed in one call
     for name, (expression, kind) in expressions.items():
-        frame = frame.with_columns(expression.cast(TYPES[kind]).alias(name))
-    return frame
+        if not ready.keys().isdisjoint(expression.meta.root_names()):
+            frame, ready = frame.with_columns(**ready), {}
+        ready[name] = expression.cast(TYPES[kind])
+    return frame.with_columns(**ready)
+
+
+def finished(frame: pl.DataFrame, expressions: Mapping[str, tuple[pl.Expr, str]]) -> pl.DataFrame:
+    """`evaluated` for features: a float that has no value, as 0 / 0 has none, is null."""
+    return evaluated(
+        frame, {name: (e.fill_nan(None) if kind == "float" else e, kind) for name, (e, kind) in expressions.items()}
+    )
 
 
 def canonical_text(expression: pl.Expr | None) -> str | None:

@@ -54,7 +54,7 @@ def _source(source: Source) -> dict[str, Any]:
         "key": list(source.keys),
         "event_time": source.event_time,
         "columns": source.types,
-        "derived": list(source.derive),
+        "derived": list(source.derived),
         "lateness": source.lateness,
         "max_lead": source.max_lead,
     }

@@ -21,8 +21,7 @@ def test_inputs_are_full_names_in_the_order_given():
         "origin_traffic:departures_1h",
         "far",
     )
-    assert made.columns == ("distance", "far")
-    assert made.window_inputs == made.inputs[:3] + made.inputs[4:5]
+    assert made.feature_set.columns == ("distance", "far")
     assert made.views == (OriginDelays, OriginTraffic)
 
 
@@ -33,7 +32,7 @@ def test_views_come_once_each_in_order_of_first_mention():
 
 def test_services_of_columns_alone_or_of_views_alone_work():
     assert service(features=["distance"]).views == ()
-    assert service(features=[OriginDelays]).columns == ()
+    assert service(features=[OriginDelays]).feature_set.columns == ()
 
 
 @pytest.mark.parametrize(
