@@ -64,6 +64,11 @@ def by_name(name: str, made: Expressions) -> dict[str, pl.Expr]:
     return {name: made}
 
 
+def roots(expression: pl.Expr | None) -> list[str]:
+    """The columns, or features, that an expression reads, each once, in the order in which it names them."""
+    return [] if expression is None else list(dict.fromkeys(expression.meta.root_names()))
+
+
 def closest(name: str, names: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest known one, or all of them."""
     known = list(names)
@@ -80,7 +85,7 @@ def checked_type(expression: pl.Expr, columns: Mapping[str, str], where: str) ->
     """
     if not isinstance(expression, pl.Expr):
         raise DefinitionError(f'{where}: {expression!r} is no expression; write one such as col("amount") > 100')
-    for name in expression.meta.root_names():
+    for name in roots(expression):
         if name not in columns:
             raise DefinitionError(f"{where}: there is no column {name!r}; {closest(name, columns)}")
     try:
@@ -94,7 +99,7 @@ def checked_type(expression: pl.Expr, columns: Mapping[str, str], where: str) ->
     except pl.exceptions.PolarsError as error:
         reason = str(error).partition("\n")[0]
         raise DefinitionError(f"{where}: the expression {text} does not work: {reason}") from error
-    if len(whole) == 1 and not expression.meta.root_names():
+    if len(whole) == 1 and not roots(expression):
         whole = whole.new_from_index(0, len(probe))
     if any(len(row) != 1 for row in rows) or not whole.equals(pl.concat(rows), check_dtypes=True):
         raise DefinitionError(
@@ -128,7 +133,7 @@ def evaluated(frame: pl.DataFrame, expressions: Mapping[str, tuple[pl.Expr, str]
     """`frame` with a column for each named (expression, canonical type); a later one may read an earlier one."""
     ready: dict[str, pl.Expr] = {}  # of which none reads another: they are computed in one call
     for name, (expression, kind) in expressions.items():
-        if not ready.keys().isdisjoint(expression.meta.root_names()):
+        if not ready.keys().isdisjoint(roots(expression)):
             frame, ready = frame.with_columns(**ready), {}
         ready[name] = expression.cast(TYPES[kind])
     return frame.with_columns(**ready)

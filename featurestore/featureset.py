@@ -14,7 +14,7 @@ import polars as pl
 
 from featurestore.definitions import Feature, View
 from featurestore.errors import DataError, DefinitionError
-from featurestore.expressions import Derived, by_name, checked_type, closest, finished
+from featurestore.expressions import Derived, by_name, checked_type, closest, finished, roots
 from featurestore.sources import Source
 
 #: A view (all its features), one feature, a named derived feature, or a column of the event.
@@ -48,7 +48,7 @@ class FeatureSet:
         repeated = {name for name in self.names if self.names.count(name) > 1}
         if repeated:
             raise DefinitionError(f"{', '.join(sorted(repeated))} is there more than once; name every feature once")
-        self._seen = {*self.names} | {root for e, _ in self.derived.values() for root in e.meta.root_names()}
+        self._seen = {*self.names} | {root for e, _ in self.derived.values() for root in roots(e)}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class FeatureSet:
         expression = self.derived[name][0] if name in self.derived else self.on.derived.get(name)
         if expression is None:
             return {name}
-        return {origin for root in expression.meta.root_names() for origin in self.origins(root)}
+        return {origin for root in roots(expression) for origin in self.origins(root)}
 
     def seen(self, view: View) -> list[str]:
         """The features of the view, by short name, that are inputs or that derived ones read."""
@@ -142,17 +142,24 @@ class FeatureSet:
                 f'{here}: give it a name of its own, of letters, digits and "_", as in derived(..., name="share"); '
                 f"{self.on.name!r} has {', '.join(self.on.types)}, and a prediction {', '.join(_TAKEN)}"
             )
+        self._check_reads(here, expression)
         kind = checked_type(expression, self._types, here)
-        roots = expression.meta.root_names()
         if kind not in _NUMERIC:
             raise DefinitionError(
                 f"{here} is a {kind} and a model takes numbers; hash it, or compare it with what it may be (one_hot)"
             )
-        if not roots:
+        if not roots(expression):
             raise DefinitionError(f"{here} is the same for every event; leave it out")
         self._types[name] = kind
         self.derived[name] = (expression, kind)
         return name
+
+    def _check_reads(self, here: str, expression: pl.Expr) -> None:
+        known = {view.name for view in self.views}
+        for root in roots(expression) if isinstance(expression, pl.Expr) else ():
+            view, of_view, _ = root.partition(":")
+            if of_view and view not in known:
+                raise DefinitionError(f"{here}: view {view!r} is not among its views; add it to features, or to reads")
 
 
 def _checked_feature(feature: Feature) -> str:

@@ -42,13 +42,13 @@ def impute(value: pl.Expr, *instead: pl.Expr | Number) -> dict[str, pl.Expr]:
 def min_max_scale(value: pl.Expr, low: pl.Expr | Number, high: pl.Expr | Number) -> pl.Expr:
     """(value - low) / (high - low); null unless high is above low. Features `Min` and `Max` tell what was so far."""
     least = _number(low, "min_max_scale")
-    return _over(_number(value, "min_max_scale") - least, _number(high, "min_max_scale") - least)
+    return _quotient(_number(value, "min_max_scale") - least, _number(high, "min_max_scale") - least)
 
 
 def standard_scale(value: pl.Expr, mean: pl.Expr | Number, std: pl.Expr | Number) -> pl.Expr:
     """(value - mean) / std; null unless std is above 0. Features `Mean` and `Std` tell what was so far."""
     centred = _number(value, "standard_scale") - _number(mean, "standard_scale")
-    return _over(centred, _number(std, "standard_scale"))
+    return _quotient(centred, _number(std, "standard_scale"))
 
 
 def bucketize(value: pl.Expr, edges: Sequence[Number]) -> pl.Expr:
@@ -117,11 +117,9 @@ def target_encode(total: pl.Expr, count: pl.Expr, *, prior: pl.Expr | Number, we
     by category. `prior` is a constant, or a view's mean over all categories; it alone counts while there are no labels.
     """
     if _checked(weight, "target_encode: weight") <= 0:
-        raise DefinitionError(
-            f"target_encode: weight, how many labels the prior counts for, is above 0, not {weight!r}"
-        )
+        raise DefinitionError(f"target_encode: weight is how many labels prior counts for, above 0, not {weight!r}")
     labelled, seen = (_number(each, "target_encode").fill_null(0.0) for each in (total, count))
-    return (labelled + weight * _number(prior, "target_encode")) / (seen + weight)
+    return _quotient(labelled + weight * _number(prior, "target_encode"), seen + weight)
 
 
 def _number(value: pl.Expr | Number, what: str) -> pl.Expr:
@@ -143,8 +141,9 @@ def _expression(value: pl.Expr, what: str) -> pl.Expr:
     return value
 
 
-def _over(number: pl.Expr, spread: pl.Expr) -> pl.Expr:
-    return pl.when(spread > 0).then(number / spread)
+def _quotient(number: pl.Expr, divisor: pl.Expr) -> pl.Expr:
+    """The quotient; null unless the divisor is above 0, and where infinities leave no number."""
+    return pl.when(divisor > 0).then(number / divisor).fill_nan(None)
 
 
 def _squared(number: pl.Expr) -> pl.Expr:
