@@ -37,7 +37,7 @@ def inputs_at(
         if view.source.name not in events:
             raise DataError(f"view {view.name!r} needs the events of {view.source.name!r}; give them")
         log = events[view.source.name]
-        own = view.source.name == features.on.name
+        own = view.source.name == features.on.name and len(log) > 0
         every = _in_merged_order(view, log, asked, before) if own else _as_of(view, log, asked)
         found[view] = every.select(features.seen(view))
     return features.inputs(asked, found)
@@ -65,4 +65,7 @@ def _in_merged_order(view: View, events: pl.DataFrame, asked: pl.DataFrame, befo
         reads = flow.run(chunk, emit=False)[view.key].reads[read]
         parts.append(chunk.frames[topic].select("_partition", "_offset").hstack(reads.select(*view.outputs)))
     rows = pl.concat(parts).sort("_partition", "_offset")
-    return rows[matched(rows, asked)[0]]
+    places = matched(asked, rows)[1]
+    if len(places) < len(asked):
+        raise DataError(f"{len(asked) - len(places):,} of the events asked for are not among those of {topic!r}")
+    return rows[places]
