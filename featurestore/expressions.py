@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import TypeAlias
@@ -129,21 +129,31 @@ def _canonical(dtype: pl.DataType, text: str, where: str) -> str:
     raise DefinitionError(f"{where}: the expression {text} gives {dtype}; cast it to a number, a bool or a string")
 
 
-def evaluated(frame: pl.DataFrame, expressions: Mapping[str, tuple[pl.Expr, str]]) -> pl.DataFrame:
-    """`frame` with a column for each named (expression, canonical type); a later one may read an earlier one."""
-    ready: dict[str, pl.Expr] = {}  # of which none reads another: they are computed in one call
-    for name, (expression, kind) in expressions.items():
-        if not ready.keys().isdisjoint(roots(expression)):
-            frame, ready = frame.with_columns(**ready), {}
-        ready[name] = expression.cast(TYPES[kind])
-    return frame.with_columns(**ready)
+def evaluated(
+    frame: pl.DataFrame, expressions: Mapping[str, tuple[pl.Expr, str]], *, nan_is_null: bool = False
+) -> pl.DataFrame:
+    """`frame` with a column for each named (expression, canonical type); a later one may read an earlier one.
+
+    `nan_is_null` is for features: one that has no value, as 0 / 0 has none, is null.
+    """
+    for group in _apart(expressions):
+        frame = frame.with_columns(**{name: expression.cast(TYPES[kind]) for name, (expression, kind) in group.items()})
+        floats = [name for name, (_, kind) in group.items() if kind == "float"]
+        if nan_is_null and floats:
+            frame = frame.with_columns(pl.col(floats).fill_nan(None))
+    return frame
 
 
-def finished(frame: pl.DataFrame, expressions: Mapping[str, tuple[pl.Expr, str]]) -> pl.DataFrame:
-    """`evaluated` for features: a float that has no value, as 0 / 0 has none, is null."""
-    return evaluated(
-        frame, {name: (e.fill_nan(None) if kind == "float" else e, kind) for name, (e, kind) in expressions.items()}
-    )
+def _apart(expressions: Mapping[str, tuple[pl.Expr, str]]) -> Iterator[dict[str, tuple[pl.Expr, str]]]:
+    """The expressions in groups, in order, so that none reads another of its group: each is one call of Polars."""
+    group: dict[str, tuple[pl.Expr, str]] = {}
+    for name, made in expressions.items():
+        if not group.keys().isdisjoint(roots(made[0])):
+            yield group
+            group = {}
+        group[name] = made
+    if group:
+        yield group
 
 
 def canonical_text(expression: pl.Expr | None) -> str | None:

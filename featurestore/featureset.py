@@ -14,7 +14,7 @@ import polars as pl
 
 from featurestore.definitions import Feature, View
 from featurestore.errors import DataError, DefinitionError
-from featurestore.expressions import Derived, by_name, checked_type, closest, finished, roots
+from featurestore.expressions import Derived, by_name, checked_type, closest, evaluated, roots
 from featurestore.sources import Source
 
 #: A view (all its features), one feature, a named derived feature, or a column of the event.
@@ -89,7 +89,7 @@ class FeatureSet:
         columns = [self._column(events, name) for name in self.on.types if name in self._seen]
         for view, frame in features.items():
             columns += [frame[name].alias(f"{view.name}:{name}") for name in self.seen(view)]
-        return finished(pl.DataFrame(columns), self.derived)
+        return evaluated(pl.DataFrame(columns), self.derived, nan_is_null=True)
 
     def _column(self, events: pl.DataFrame, name: str) -> pl.Series:
         if name not in events.columns:
@@ -166,6 +166,6 @@ def _checked_feature(feature: Feature) -> str:
     if feature.type not in _NUMERIC:
         raise DefinitionError(
             f"feature {feature.full_name!r} is a {feature.type} and a model takes numbers; leave it out by naming "
-            "the view's other features one by one"
+            "the view's other features one by one; derived features see it all the same"
         )
     return feature.full_name

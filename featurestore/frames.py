@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from featurestore.definitions import View
 from featurestore.errors import DataError
-from featurestore.expressions import TYPES, evaluated, finished
+from featurestore.expressions import TYPES, evaluated
 from featurestore.kernel import Inputs, Results
 from featurestore.keys import encode_entity, encode_strings
 from featurestore.planned import Plan
@@ -126,8 +126,8 @@ def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64]) -> pl.D
 
 def with_derived_features(view: View, frame: pl.DataFrame) -> pl.DataFrame:
     """The frame of stored features with the view's derived ones."""
-    features = view.features.values()
-    return finished(frame, {f.name: (f.expression, f.type) for f in features if f.expression is not None})
+    made = {f.name: (f.expression, f.type) for f in view.features.values() if f.expression is not None}
+    return evaluated(frame, made, nan_is_null=True)
 
 
 def checked_events(source: Source, frame: pl.DataFrame) -> pl.DataFrame:

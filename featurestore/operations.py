@@ -35,7 +35,7 @@ def impute(value: pl.Expr, *instead: pl.Expr | Number) -> dict[str, pl.Expr]:
     """
     if not instead:
         raise DefinitionError("impute: say what stands for a missing value, such as impute(col(...), 0.0)")
-    there = [_number(each, "impute") for each in (value, *instead)]
+    there = [_known(_number(each, "impute")) for each in (value, *instead)]
     return {"": pl.coalesce(there), "missing": there[0].is_null()}
 
 
@@ -60,7 +60,7 @@ def bucketize(value: pl.Expr, edges: Sequence[Number]) -> pl.Expr:
         raise DefinitionError(f"bucketize: the edges {list(edges)} must ascend, each above the one before")
     number = _number(value, "bucketize")
     reached = pl.sum_horizontal([(number >= limit).cast(pl.Int64) for limit in limits])
-    return pl.when(number.is_not_null()).then(reached)
+    return pl.when(number.is_not_nan()).then(reached)
 
 
 def one_hot(value: pl.Expr, categories: Sequence[Category] | Mapping[str, Category]) -> dict[str, pl.Expr]:
@@ -118,15 +118,21 @@ def target_encode(total: pl.Expr, count: pl.Expr, *, prior: pl.Expr | Number, we
     """
     if _checked(weight, "target_encode: weight") <= 0:
         raise DefinitionError(f"target_encode: weight is how many labels prior counts for, above 0, not {weight!r}")
-    labelled, seen = (_number(each, "target_encode").fill_null(0.0) for each in (total, count))
+    labelled, seen = (_known(_number(each, "target_encode")).fill_null(0.0) for each in (total, count))
     return _quotient(labelled + weight * _number(prior, "target_encode"), seen + weight)
 
 
 def _number(value: pl.Expr | Number, what: str) -> pl.Expr:
-    """The value as a float, null for NaN."""
+    """The value as a float."""
     if isinstance(value, pl.Expr):
-        return value.cast(pl.Float64).fill_nan(None)
+        return value.cast(pl.Float64)
     return pl.lit(_checked(value, f"{what}: what is no expression, such as col(...),"))
+
+
+def _known(number: pl.Expr) -> pl.Expr:
+    """The number, null for NaN."""
+    # Polars' fill_nan repeats its argument in the plan, so that expressions in expressions would explode.
+    return number.replace(math.nan, None)
 
 
 def _checked(value: Number, what: str) -> float:
@@ -143,7 +149,7 @@ def _expression(value: pl.Expr, what: str) -> pl.Expr:
 
 def _quotient(number: pl.Expr, divisor: pl.Expr) -> pl.Expr:
     """The quotient; null unless the divisor is above 0, and where infinities leave no number."""
-    return pl.when(divisor > 0).then(number / divisor).fill_nan(None)
+    return _known(pl.when(divisor > 0).then(number / divisor))
 
 
 def _squared(number: pl.Expr) -> pl.Expr:

@@ -81,9 +81,9 @@ class Features:
         """
         if service is None:
             return [self._feature(name) for name in request.features or ()]
-        derived = service.feature_set.derived
-        wanted = [name for name in service.inputs if name in derived or name not in service.on.types]
-        return [name if name in derived else self._feature(name) for name in wanted]
+        made = service.feature_set
+        wanted = [name for name in made.names if name not in made.columns]
+        return [name if name in made.derived else self._feature(name) for name in wanted]
 
     def _feature(self, full_name: str) -> Feature:
         view_name, _, name = full_name.partition(":")
