@@ -22,9 +22,6 @@ TYPES: dict[str, pl.DataType] = {
     "timestamp[ms]": pl.Int64(),
 }
 
-#: An expression or, of an operation that gives several, expressions by what each adds to the name ("" adds nothing).
-Expressions: TypeAlias = pl.Expr | Mapping[str, pl.Expr]
-
 # Few values and nulls among them, so that rows repeat each other in every column, though not in all columns at once:
 # what looks at duplicates, groups or neighbours then gives itself away.
 _PROBES: dict[str, list[object]] = {
@@ -38,6 +35,10 @@ _PROBE_ROWS = 24
 
 # How a call of Python is serialized where cloudpickle is installed; where it is not, serializing fails.
 _PYTHON = '{"AnonymousFunction":'
+
+
+#: An expression or, of an operation that gives several, expressions by what each adds to the name ("" adds nothing).
+Expressions: TypeAlias = pl.Expr | Mapping[str, pl.Expr]
 
 
 @dataclass(frozen=True, eq=False)

@@ -221,6 +221,15 @@ def test_inputs_are_what_plain_python_makes_of_the_past_and_never_of_the_future(
             assert row[name] == (value if value is None else pytest.approx(float(value), rel=1e-9, abs=1e-9)), name
 
 
+@settings(max_examples=30, deadline=None)
+@given(PAID, TOLD, st.integers(0, 60))
+def test_what_is_to_come_changes_no_input(paid, told, second):
+    made, now = SERVICES[True], pl.col("_time") <= second * SECOND
+    whole = inputs_at(made.feature_set, {"payments": paid, "chargebacks": told}, paid.filter(now), before=True)
+    past = {"payments": paid.filter(now), "chargebacks": told.filter(now)}
+    assert bits(whole) == bits(inputs_at(made.feature_set, past, paid.filter(now), before=True))
+
+
 @settings(max_examples=15, deadline=None)
 @given(PAID, TOLD, st.sampled_from("abc"), st.sampled_from("xyz"), st.sampled_from([None, 0.1, 3.5]))
 def test_over_http_inputs_are_those_of_history_right_before_the_event(paid, told, card, shop, amount):
