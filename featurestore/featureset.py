@@ -100,6 +100,8 @@ class FeatureSet:
 
     def _check_views(self) -> None:
         for view in self.views:
+            if not isinstance(view, View):
+                raise DefinitionError(f"reads is a list of views, and {view!r} is none")
             missing = [key for key in view.entity.keys if key not in self.on.types]
             if missing:
                 raise DefinitionError(

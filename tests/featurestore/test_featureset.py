@@ -185,6 +185,8 @@ def test_a_set_that_cannot_work_says_why(features, message):
 def test_views_are_checked_though_only_read():
     with pytest.raises(DefinitionError, match="looked up by 'till'"):
         FeatureSet(orders, [Cards], reads=[Tills])
+    with pytest.raises(DefinitionError, match="reads is a list of views, and 'cards' is none"):
+        FeatureSet(orders, [Cards], reads=["cards"])
     twin = view(entity=Entity("card", key="card"), source=orders, windows=["1h"])(type("Cards", (), {"n": Count()}))
     with pytest.raises(DefinitionError, match="two of its views have one name"):
         FeatureSet(orders, [Cards], reads=[twin])
