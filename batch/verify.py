@@ -73,8 +73,9 @@ async def verify(
 
 
 def _sources(views: Sequence[View], services: Sequence[Logged]) -> list[Source]:
-    read = [made[0].source for service in services for made in service.inputs.values() if isinstance(made, tuple)]
-    every = [*(view.source for view in views), *(service.on for service in services), *read]
+    sets = [service.features for service in services]
+    read = [view.source for features in sets for view in features.views]
+    every = [*(view.source for view in views), *(features.on for features in sets), *read]
     return list({source.name: source for source in every}.values())
 
 

@@ -29,7 +29,7 @@ from featurestore.aggregates import (
     window,
 )
 from featurestore.bags import CountBy, Distinct, FirstN, Histogram, LastN, Mode, Quantile, SumBy, TopK
-from featurestore.definitions import Derived, Feature, View, derived, view
+from featurestore.definitions import Feature, View, view
 from featurestore.errors import (
     ConfigError,
     DataError,
@@ -40,6 +40,18 @@ from featurestore.errors import (
     OnceflowError,
     StateError,
     UnavailableError,
+)
+from featurestore.expressions import Derived, derived
+from featurestore.featureset import request
+from featurestore.operations import (
+    bucketize,
+    cross,
+    feature_hash,
+    impute,
+    min_max_scale,
+    one_hot,
+    standard_scale,
+    target_encode,
 )
 from featurestore.sources import Entity, Source
 
@@ -87,10 +99,19 @@ __all__ = [
     "Var",
     "View",
     "Window",
+    "bucketize",
     "col",
+    "cross",
     "derived",
+    "feature_hash",
+    "impute",
     "last",
+    "min_max_scale",
+    "one_hot",
+    "request",
     "session",
+    "standard_scale",
+    "target_encode",
     "view",
     "window",
 ]

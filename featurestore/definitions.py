@@ -19,21 +19,9 @@ import polars as pl
 
 from featurestore.aggregates import Aggregate, Window, Windows, window
 from featurestore.errors import DefinitionError
-from featurestore.expressions import canonical_text, checked_type, closest
+from featurestore.expressions import Derived, by_name, canonical_text, checked_type, closest
 from featurestore.sources import Entity, Source
 from featurestore.times import ENDLESS
-
-
-@dataclass(frozen=True, eq=False)
-class Derived:
-    """A feature computed from a view's other features when they are read."""
-
-    expression: pl.Expr
-
-
-def derived(expression: pl.Expr) -> Derived:
-    """A feature computed from other features of the view: derived(col("spend_5m") / col("spend_1d"))."""
-    return Derived(expression)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +77,7 @@ class View:
             raise DefinitionError(f"{here}: it has no features over windows; add one, such as payments = Count()")
         for name, value in members.items():
             if isinstance(value, Derived):
-                self._add_derived(f"{here}, feature {name!r}", name, value)
+                self._add_derived(here, name, value)
         self.fingerprint = _fingerprint(self)
 
     def _add_aggregate(self, here: str, name: str, aggregate: Aggregate, windows: Windows) -> None:
@@ -111,8 +99,13 @@ class View:
             self._add(here, Feature(self, f"{name}_{made.label}", aggregate.output(kind), aggregate, made))
 
     def _add_derived(self, here: str, name: str, value: Derived) -> None:
-        kind = checked_type(value.expression, self.outputs, here)
-        self._add(here, Feature(self, name, kind, expression=value.expression))
+        if value.name not in ("", name):
+            raise DefinitionError(
+                f"{here}, feature {name!r}: a view's feature is named by its attribute; leave out name={value.name!r}"
+            )
+        for full, expression in by_name(name, value.expression).items():
+            kind = checked_type(expression, self.outputs, f"{here}, feature {full!r}")
+            self._add(here, Feature(self, full, kind, expression=expression))
 
     def _add(self, here: str, feature: Feature) -> None:
         if feature.name in self.features:
@@ -219,7 +212,7 @@ def _fingerprint(made: View) -> str:
     state = {
         "format": 1,
         "source": [source.name, source.schema, source.event_time, source.keys, source.lateness_ms],
-        "derive": {name: canonical_text(expression) for name, expression in source.derive.items()},
+        "derive": {name: canonical_text(expression) for name, expression in source.derived.items()},
         "entity": made.entity.keys,
         "features": [_feature_spec(feature) for feature in made.stored],
     }

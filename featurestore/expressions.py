@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import TypeAlias
 
 import numpy as np
 import polars as pl
@@ -50,6 +53,39 @@ _PROBE_ROWS = 24
 _PYTHON = '{"AnonymousFunction":'
 
 
+#: An expression or, of an operation that gives several, expressions by what each adds to the name ("" adds nothing).
+Expressions: TypeAlias = pl.Expr | Mapping[str, pl.Expr]
+
+
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """A feature, or several, computed from others when they are read; a service's is named here."""
+
+    expression: Expressions
+    name: str = ""
+
+
+def derived(expression: Expressions, *, name: str = "") -> Derived:
+    """A feature computed from others: derived(col("spend_5m") / col("spend_1d")).
+
+    In a view it sees the view's features, and its attribute names it. In a service it needs a `name`, and sees columns
+    of the event and features of views by full name: derived(col("amount") / col("card:spend_1d"), name="share").
+    """
+    return Derived(expression, name)
+
+
+def by_name(name: str, made: Expressions) -> dict[str, pl.Expr]:
+    """The expressions that `made` stands for under a name: itself, or "name_part" for each part of several."""
+    if isinstance(made, Mapping):
+        return {f"{name}_{part}" if part else name: expression for part, expression in made.items()}
+    return {name: made}
+
+
+def roots(expression: pl.Expr | None) -> list[str]:
+    """The columns, or features, that an expression reads, each once, in the order in which it names them."""
+    return [] if expression is None else list(dict.fromkeys(expression.meta.root_names()))
+
+
 def closest(name: str, names: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest known one, or all of them."""
     known = list(names)
@@ -66,26 +102,27 @@ def checked_type(expression: pl.Expr, columns: Mapping[str, str], where: str) ->
     """
     if not isinstance(expression, pl.Expr):
         raise DefinitionError(f'{where}: {expression!r} is no expression; write one such as col("amount") > 100')
-    for name in expression.meta.root_names():
+    for name in roots(expression):
         if name not in columns:
             raise DefinitionError(f"{where}: there is no column {name!r}; {closest(name, columns)}")
     try:
         canonical_text(expression)
     except DefinitionError as error:
         raise DefinitionError(f"{where}: {error}") from None
-    probe = _probe(columns)
+    probe, text = _probe(columns), shorten(str(expression), 200)
     try:
         whole = probe.select(expression.alias("value"))["value"]
         rows = [probe[i : i + 1].select(expression.alias("value"))["value"] for i in range(len(probe))]
     except pl.exceptions.PolarsError as error:
-        raise DefinitionError(f"{where}: the expression {expression} does not work: {error}") from error
-    if len(whole) == 1 and not expression.meta.root_names():
+        reason = str(error).partition("\n")[0]
+        raise DefinitionError(f"{where}: the expression {text} does not work: {reason}") from error
+    if len(whole) == 1 and not roots(expression):
         whole = whole.new_from_index(0, len(probe))
     if any(len(row) != 1 for row in rows) or not whole.equals(pl.concat(rows), check_dtypes=True):
         raise DefinitionError(
-            f"{where}: the expression {expression} looks at more than its own row; use row-wise expressions only"
+            f"{where}: the expression {text} looks at more than its own row; use row-wise expressions only"
         )
-    return _canonical(whole.dtype, expression, where)
+    return _canonical(whole.dtype, text, where)
 
 
 def _probe(columns: Mapping[str, str]) -> pl.DataFrame:
@@ -97,7 +134,7 @@ def _probe(columns: Mapping[str, str]) -> pl.DataFrame:
     return pl.DataFrame(values, schema={name: FEATURE_TYPES[kind] for name, kind in columns.items()})
 
 
-def _canonical(dtype: pl.DataType, expression: pl.Expr, where: str) -> str:
+def _canonical(dtype: pl.DataType, text: str, where: str) -> str:
     if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
         return "int"
     if dtype.is_float():
@@ -106,16 +143,34 @@ def _canonical(dtype: pl.DataType, expression: pl.Expr, where: str) -> str:
         return "bool"
     if dtype == pl.String:
         return "str"
-    raise DefinitionError(
-        f"{where}: the expression {expression} gives {dtype}; cast it to a number, a bool or a string"
-    )
+    raise DefinitionError(f"{where}: the expression {text} gives {dtype}; cast it to a number, a bool or a string")
 
 
-def evaluated(frame: pl.DataFrame, expressions: Mapping[str, tuple[pl.Expr, str]]) -> pl.DataFrame:
-    """`frame` with a column for each named (expression, canonical type); a later one may read an earlier one."""
-    for name, (expression, kind) in expressions.items():
-        frame = frame.with_columns(expression.cast(TYPES[kind]).alias(name))
+def evaluated(
+    frame: pl.DataFrame, expressions: Mapping[str, tuple[pl.Expr, str]], *, nan_is_null: bool = False
+) -> pl.DataFrame:
+    """`frame` with a column for each named (expression, canonical type); a later one may read an earlier one.
+
+    `nan_is_null` is for features: one that has no value, as 0 / 0 has none, is null.
+    """
+    for group in _apart(expressions):
+        frame = frame.with_columns(**{name: expression.cast(TYPES[kind]) for name, (expression, kind) in group.items()})
+        floats = [name for name, (_, kind) in group.items() if kind == "float"]
+        if nan_is_null and floats:
+            frame = frame.with_columns(pl.col(floats).fill_nan(None))
     return frame
+
+
+def _apart(expressions: Mapping[str, tuple[pl.Expr, str]]) -> Iterator[dict[str, tuple[pl.Expr, str]]]:
+    """The expressions in groups, in order, so that none reads another of its group: each is one call of Polars."""
+    group: dict[str, tuple[pl.Expr, str]] = {}
+    for name, made in expressions.items():
+        if not group.keys().isdisjoint(roots(made[0])):
+            yield group
+            group = {}
+        group[name] = made
+    if group:
+        yield group
 
 
 def canonical_text(expression: pl.Expr | None) -> str | None:

@@ -45,7 +45,7 @@ def event_frame(
 
 def with_derived(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with the source's derived columns."""
-    return evaluated(frame, {name: (e, source.types[name]) for name, e in source.derive.items()})
+    return evaluated(frame, {name: (e, source.types[name]) for name, e in source.derived.items()})
 
 
 def empty_frame(source: Source) -> pl.DataFrame:
@@ -129,12 +129,9 @@ def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64], texts: 
 
 
 def with_derived_features(view: View, frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame of stored features with the view's derived ones. One that has no value, as 0 / 0 has none, is null."""
-    for feature in view.features.values():
-        if feature.expression is not None:
-            value = feature.expression.fill_nan(None) if feature.type == "float" else feature.expression
-            frame = evaluated(frame, {feature.name: (value, feature.type)})
-    return frame
+    """The frame of stored features with the view's derived ones."""
+    made = {f.name: (f.expression, f.type) for f in view.features.values() if f.expression is not None}
+    return evaluated(frame, made, nan_is_null=True)
 
 
 def checked_events(source: Source, frame: pl.DataFrame) -> pl.DataFrame:

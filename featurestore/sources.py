@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from featurestore.errors import DefinitionError
-from featurestore.expressions import TYPES, checked_type, closest
+from featurestore.expressions import TYPES, Expressions, by_name, checked_type, closest
 from featurestore.times import milliseconds
 
 PARTITIONERS = ("murmur2", "crc32")
@@ -37,10 +37,11 @@ class Source:
     key: str | Sequence[str]
     lateness: str = "10m"
     max_lead: str = "5m"
-    derive: Mapping[str, pl.Expr] = field(default_factory=dict)
+    derive: Mapping[str, Expressions] = field(default_factory=dict)
     partitioner: str | None = None
 
     types: dict[str, str] = field(init=False)  # schema columns, then derived ones
+    derived: dict[str, pl.Expr] = field(init=False)
     keys: tuple[str, ...] = field(init=False)
     lateness_ms: int = field(init=False)
     max_lead_ms: int = field(init=False)
@@ -61,14 +62,17 @@ class Source:
         if self.partitioner not in (None, *PARTITIONERS):
             raise DefinitionError(f"{here}: partitioner must be one of {', '.join(PARTITIONERS)}, or left out")
         object.__setattr__(self, "schema", dict(types))
-        for column, expression in self.derive.items():
+        derived: dict[str, pl.Expr] = {}
+        for column, expression in (pair for name, made in self.derive.items() for pair in by_name(name, made).items()):
             if column in types:
                 raise DefinitionError(f"{here}: derived column {column!r} is already there; choose another name")
             types[column] = checked_type(expression, types, f"{here}, derived column {column!r}")
+            derived[column] = expression
         for column in types:
             if not _NAME.fullmatch(column):
                 raise DefinitionError(f"{here}: column {column!r} must be a name of letters, digits and '_'")
         object.__setattr__(self, "types", types)
+        object.__setattr__(self, "derived", derived)
         object.__setattr__(self, "keys", keys)
         object.__setattr__(self, "lateness_ms", milliseconds(self.lateness))
         object.__setattr__(self, "max_lead_ms", milliseconds(self.max_lead))

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from featurestore.errors import DataError, FormatError
+from featurestore.expressions import canonical_text
 from learner.join import LabelJoin
 from learner.metrics import Scores
 from learner.models import compile_model, load_model
@@ -53,13 +54,14 @@ class ServiceLoop:
     def __init__(self, service: Service, *, hold: bool = False) -> None:
         self.service = service
         self.model = compile_model(service.model, service.inputs)
-        self.without_windows = compile_model(service.model, service.columns)
+        windowless = service.feature_set.windowless
+        self.without_windows = compile_model(service.model, windowless)
         self.model_version = 0
         self.scores = {name: Scores() for name in SCORES}
         self.positions: dict[tuple[str, int], int] = {}
         width = len(service.inputs)
         self._join = LabelJoin(service.label.wait_ms, width + len(SCORES), hold=hold)
-        self._columns = np.array([service.inputs.index(name) for name in service.columns], np.int64)
+        self._columns = np.array([service.inputs.index(name) for name in windowless], np.int64)
         self._rows: Floats = np.empty((0, width))  # joined, and not learnt yet
         self._labels: Floats = np.empty(0)
         self._learnt = self._learnt_true = 0
@@ -262,6 +264,7 @@ def _answers(predictions: pl.DataFrame, result: Floats, versions: NDArray[np.int
 
 def _identity(service: Service) -> dict[str, Any]:
     """What a snapshot of the service's loop depends on, model apart."""
+    derived = {name: canonical_text(expression) for name, (expression, _) in service.feature_set.derived.items()}
     return {
         "name": service.name,
         "on": service.on.name,
@@ -270,6 +273,7 @@ def _identity(service: Service) -> dict[str, Any]:
         "batch": service.batch,
         "features": [view.key for view in service.views],
         "inputs": list(service.inputs),
+        **({"derived": derived} if derived else {}),
     }
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from featurestore import DefinitionError, Feature, Source, View
+from featurestore import DefinitionError, Source, View
 from featurestore.expressions import checked_type, closest
+from featurestore.featureset import Chosen, FeatureSet
 from featurestore.times import milliseconds
 
 if TYPE_CHECKING:
@@ -66,19 +67,22 @@ class Label:
 class Service:
     """A model that predicts on every event of `on`, and learns when the labels land.
 
-    `features` are views (all their features), single features, or columns of the event, by name. `id` is the column of
-    `on` that the labels name. `model` is a River classifier, taken as a pattern: the service's own starts from nothing.
-    It learns from `batch` labels at a time, one by one in the order of their arrival. Features are those right after
-    the event was folded in, or with `before=True` right before.
+    `features` are views (all their features), single features, columns of the event by name, or derived features with
+    a name, which see all of those: derived(col("amount") / col("card_activity:spend_1d"), name="share"). `reads` are
+    views that only derived features see. `id` is the column of `on` that the labels name. `model` is a River
+    classifier, taken as a pattern: the service's own starts from nothing. It learns from `batch` labels at a time, one
+    by one in the order of their arrival. Features are those right after the event was folded in, or with `before=True`
+    right before.
     """
 
     name: str
     _: KW_ONLY
     on: Source
     id: str
-    features: Sequence[View | Feature | str]
+    features: Sequence[Chosen]
     label: Label
     model: Any
+    reads: Sequence[View] = ()
     batch: int = 512
     before: bool = False
 
@@ -95,71 +99,29 @@ class Service:
             raise self._error(f"batch must be a whole number from 1 on, not {self.batch!r}; 512 is a good start")
         if not self.features:
             raise self._error("it has no features; give views, single features or columns of the event")
-        for feature in self.features:
-            self._check(feature)
-        repeated = {name for name in self.inputs if self.inputs.count(name) > 1}
-        if repeated:
-            raise self._error(f"{', '.join(sorted(repeated))} is there more than once; name every feature once")
+        try:
+            _ = self.feature_set
+        except DefinitionError as error:
+            raise self._error(str(error)) from None
         self._check_model()
 
     @cached_property
+    def feature_set(self) -> FeatureSet:
+        """The inputs of the model, and how to compute them."""
+        return FeatureSet(self.on, self.features, self.reads)
+
+    @property
     def views(self) -> tuple[View, ...]:
-        """The views it needs, each once, in the order in which `features` first names them."""
-        named = [f if isinstance(f, View) else f.view for f in self.features if not isinstance(f, str)]
-        return tuple(dict.fromkeys(named))
+        """The views it needs, each once, in the order in which they are first named."""
+        return self.feature_set.views
 
-    @cached_property
-    def columns(self) -> tuple[str, ...]:
-        """The inputs that are columns of the event."""
-        return tuple(f for f in self.features if isinstance(f, str))
-
-    @cached_property
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Full names of all inputs of the model, in order: "card_activity:spend_5m", or "amount"."""
-        return tuple(name for feature in self.features for name in _full_names(feature))
-
-    @cached_property
-    def window_inputs(self) -> tuple[str, ...]:
-        """The inputs that come from views."""
-        return tuple(name for f in self.features if not isinstance(f, str) for name in _full_names(f))
+        return self.feature_set.names
 
     def _error(self, text: str) -> DefinitionError:
         return DefinitionError(f"Service {self.name!r}: {text}")
-
-    def _check(self, feature: View | Feature | str) -> None:
-        if isinstance(feature, str):
-            self._check_column(feature)
-        elif isinstance(feature, View):
-            for each in feature.features.values():
-                self._check_feature(each)
-        elif isinstance(feature, Feature):
-            self._check_feature(feature)
-        else:
-            raise self._error(f"{feature!r} is no feature; give a view, a feature of one, or a column's name")
-
-    def _check_column(self, column: str) -> None:
-        types = self.on.types
-        if column not in types:
-            raise self._error(f"there is no column {column!r} in {self.on.name!r}; {closest(column, types)}")
-        if types[column] not in _NUMERIC:
-            raise self._error(
-                f"column {column!r} is a {types[column]} and a model takes numbers; derive one in Source(derive=...)"
-            )
-        if column == "id":
-            raise self._error("an input cannot be named 'id'; derive a column of another name from it")
-
-    def _check_feature(self, feature: Feature) -> None:
-        missing = [key for key in feature.view.entity.keys if key not in self.on.types]
-        if missing:
-            raise self._error(
-                f"view {feature.view.name!r} is looked up by {', '.join(map(repr, missing))}, which {self.on.name!r} "
-                "does not have; add it to the event, derive it in Source(derive=...), or leave the view out"
-            )
-        if feature.type not in _NUMERIC:
-            raise self._error(
-                f"feature {feature.full_name!r} is a {feature.type} and a model takes numbers; leave it out by naming "
-                "the view's other features one by one"
-            )
 
     def _check_model(self) -> None:
         from learner.models import check_model  # noqa: PLC0415 - brings Numba, which naming a service should not
@@ -168,10 +130,3 @@ class Service:
             check_model(self.model, self.inputs)
         except DefinitionError as error:
             raise self._error(str(error)) from error
-
-
-def _full_names(feature: View | Feature | str) -> list[str]:
-    if isinstance(feature, str):
-        return [feature]
-    chosen = feature.features.values() if isinstance(feature, View) else [feature]
-    return [each.full_name for each in chosen]

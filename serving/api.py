@@ -10,6 +10,7 @@ import msgspec
 
 from featurestore import Feature, View
 from featurestore.errors import DataError
+from featurestore.expressions import roots
 from featurestore.stores import OnlineStore
 from learner import Service
 from learner.store import ModelStore
@@ -105,6 +106,7 @@ def _feature(feature: Feature) -> dict[str, Any]:
         "aggregate": type(feature.aggregate).__name__ if feature.aggregate else None,
         "window": feature.window.label if feature.window else None,
         "derived": None if feature.expression is None else str(feature.expression),
+        "from": roots(feature.expression),
     }
 
 
@@ -115,4 +117,9 @@ def _service(service: Service) -> dict[str, Any]:
         "columns": service.on.schema,
         "id": service.id,
         "inputs": list(service.inputs),
+        "derived": [
+            {"name": name, "type": kind, "derived": str(expression), "from": roots(expression)}
+            for name, (expression, kind) in service.feature_set.derived.items()
+        ],
+        "request": list(service.feature_set.requested),
     }

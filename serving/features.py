@@ -12,12 +12,14 @@ import polars as pl
 from featurestore import Feature, View
 from featurestore.errors import DataError
 from featurestore.expressions import closest
+from featurestore.featureset import FeatureSet
 from learner import Service
 from serving.http import Refusal
 from serving.instants import instant, rfc3339
 from serving.messages import FeaturesMetadata, FeaturesRequest, FeaturesResponse, Scalar, Value, Vector
 from serving.metrics import Metrics
 from serving.reader import NOT_FOUND, PRESENT, Key, Lookup, SharedReader
+from serving.requests import requested_events
 
 #: Most entities, or events, in one request.
 MAX_ENTITIES = 1_000
@@ -38,29 +40,31 @@ class Features:
 
     async def answer(self, request: FeaturesRequest) -> FeaturesResponse:
         """The features as they were asked for. Raises Refusal and DataError for a request that cannot be answered."""
-        chosen = self._chosen(request)
+        service = self._service(request)
+        chosen = self._chosen(request, service)
         names = _names(chosen, full=request.full_feature_names)
         size = _size(request.entities)
         as_of = None if request.as_of is None else instant(request.as_of)
-        views = list(dict.fromkeys(feature.view for feature in chosen))
+        views = service.views if service else list(dict.fromkeys(f.view for f in chosen if isinstance(f, Feature)))
         lookups = [Lookup(view, keys_of(view, request.entities), as_of) for view in views]
-        answers = await self._reader.read(lookups)
-        blocks = {view.key: _Block(view, frame) for view, frame in zip(views, answers, strict=True)}
+        found = dict(zip(views, await self._reader.read(lookups), strict=True))
+        blocks = {view.key: _Block(view, frame) for view, frame in found.items()}
         for block in blocks.values():
             self._metrics.looked_up(block.view.name, Counter(block.statuses))
+        derived = _derived(service.feature_set, request, size, found) if service else {}
         columns = [Vector([*values], [PRESENT] * size, [_NO_TIME] * size) for values in request.entities.values()]
         effective = {block.view.name: block.effective for block in blocks.values()}
         return FeaturesResponse(
             FeaturesMetadata([*request.entities, *names], as_of, effective),
-            [*columns, *(blocks[feature.view.key].vector(feature) for feature in chosen)],
+            [*columns, *(derived[f] if isinstance(f, str) else blocks[f.view.key].vector(f) for f in chosen)],
         )
 
-    def _chosen(self, request: FeaturesRequest) -> list[Feature]:
+    def _service(self, request: FeaturesRequest) -> Service | None:
+        """The service whose features are asked for; None where features are named."""
         if (request.features is None) == (request.feature_service is None):
             raise Refusal(400, "give either features or feature_service", 'such as "features": ["view:feature"]')
-        if request.features is not None:
-            return [self._feature(name) for name in request.features]
-        assert request.feature_service is not None
+        if request.feature_service is None:
+            return None
         service = self._services.get(request.feature_service)
         if service is None:
             raise Refusal(
@@ -68,7 +72,18 @@ class Features:
                 f"there is no feature service {request.feature_service!r}",
                 closest(request.feature_service, self._services),
             )
-        return [self._feature(name) for name in service.window_inputs]
+        return service
+
+    def _chosen(self, request: FeaturesRequest, service: Service | None) -> list[Feature | str]:
+        """What is asked for, in order: features of views, and derived ones of the service by name.
+
+        The service's other inputs are columns of the event, which callers have.
+        """
+        if service is None:
+            return [self._feature(name) for name in request.features or ()]
+        made = service.feature_set
+        wanted = [name for name in made.names if name not in made.columns]
+        return [name if name in made.derived else self._feature(name) for name in wanted]
 
     def _feature(self, full_name: str) -> Feature:
         view_name, _, name = full_name.partition(":")
@@ -110,9 +125,7 @@ class _Block:
         self._times = [rfc3339(time) for time in self._columns["_newest"]]
 
     def vector(self, feature: Feature) -> Vector:
-        values: Sequence[Value] = self._columns[feature.name]
-        if feature.type == "float":
-            values = [value if value is not None and math.isfinite(value) else None for value in values]  # type: ignore[arg-type]
+        values = _finite(self._columns[feature.name])
         statuses = [
             NULL_VALUE if value is None and status != NOT_FOUND else status
             for value, status in zip(values, self.statuses, strict=True)
@@ -121,8 +134,27 @@ class _Block:
         return Vector(known, statuses, self._times)
 
 
-def _names(chosen: Sequence[Feature], *, full: bool) -> list[str]:
-    names = [f"{feature.view.name}__{feature.name}" if full else feature.name for feature in chosen]
+def _derived(
+    features: FeatureSet, request: FeaturesRequest, size: int, found: Mapping[View, pl.DataFrame]
+) -> dict[str, Vector]:
+    """A service's derived features by name; they have no state, and so no time of their own."""
+    if not features.derived:
+        return {}
+    events = requested_events(features, request.entities | request.request, size)
+    whole, out = features.values(events, found), {}
+    for name in features.derived:
+        values = _finite(whole[name].to_list())
+        out[name] = Vector(values, [NULL_VALUE if v is None else PRESENT for v in values], [_NO_TIME] * size)
+    return out
+
+
+def _finite(values: Sequence[Value]) -> list[Value]:
+    """The values, with null for what JSON has no number for."""
+    return [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
+
+
+def _names(chosen: Sequence[Feature | str], *, full: bool) -> list[str]:
+    names = [f if isinstance(f, str) else f"{f.view.name}__{f.name}" if full else f.name for f in chosen]
     name, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
         raise Refusal(

@@ -14,8 +14,9 @@ Value: TypeAlias = Scalar | list[Any] | dict[str, Scalar]
 class FeaturesRequest(msgspec.Struct):
     """Which features of which entities: `features` ("view:feature") or those of `feature_service`.
 
-    `entities` has a list of values for each key column, all of one length. `as_of` is in ms since the epoch or ISO
-    8601; without it, the server's clock counts.
+    `entities` has a list of values for each key column, all of one length. `request` has lists of that length too, of
+    columns of the service's events that its derived features need; they may also stand among the entities. `as_of` is
+    in ms since the epoch or ISO 8601; without it, the server's clock counts.
     """
 
     entities: dict[str, list[Scalar]]
@@ -23,6 +24,7 @@ class FeaturesRequest(msgspec.Struct):
     feature_service: str | None = None
     full_feature_names: bool = False
     as_of: int | str | None = None
+    request: dict[str, list[Scalar]] = {}
 
 
 class Vector(msgspec.Struct):

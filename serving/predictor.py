@@ -30,16 +30,15 @@ def model_rows(service: Service, events: pl.DataFrame, features: Mapping[View, p
 
     `features` are each view's for the same events, in the same order.
     """
-    columns = [events[name].cast(pl.Float64).alias(name) for name in service.columns]
-    effective = [events["_time"]]
-    for view, frame in features.items():
-        effective.append(frame["_effective"])
-        wanted = [(name, f"{view.name}:{name}") for name in view.outputs]
-        columns += [frame[name].cast(pl.Float64).alias(full) for name, full in wanted if full in service.inputs]
-    meta = [events[name] for name in META if name in events.columns]
-    latest = pl.DataFrame({str(i): column for i, column in enumerate(effective)}).max_horizontal().alias("_effective")
-    rows = pl.DataFrame([*meta, events[service.id].cast(pl.String).alias("id"), latest, *columns])
-    return rows.select("id", "_effective", *(column.name for column in meta), *service.inputs)
+    effective = pl.DataFrame([events["_time"], *(f["_effective"].alias(view.key) for view, f in features.items())])
+    rows = pl.DataFrame(
+        [
+            events[service.id].cast(pl.String).alias("id"),
+            effective.max_horizontal().alias("_effective"),
+            *(events[name] for name in META if name in events.columns),
+        ]
+    )
+    return rows.hstack(service.feature_set.inputs(events, features))
 
 
 class Champion:

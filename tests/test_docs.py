@@ -36,6 +36,7 @@ MAKERS = [
     for name, each in PUBLIC.items()
     if inspect.isfunction(each) and inspect.signature(each).return_annotation == "Window"
 ]
+OPERATIONS = [name for name, each in PUBLIC.items() if inspect.getmodule(each) is featurestore.operations]
 TAKES = {"numbers": NUMBERS, "numbers, times": ORDERED, "anything": (*ORDERED, "str"), "bool": ("bool",)}
 GIVES = {
     "int": lambda _: "int",
@@ -79,7 +80,8 @@ def test_every_aggregate_has_a_row_and_an_example():
 
 def test_every_maker_of_windows_and_every_operation_is_described_and_used():
     assert {"window", "last", "session"} <= set(MAKERS)
-    for name in [*MAKERS, "derived", "derive", "where"]:
+    assert {"impute", "target_encode"} <= set(OPERATIONS)
+    for name in [*MAKERS, *OPERATIONS, "derived", "derive", "where", "reads"]:
         assert re.search(rf"`.*?\b{name}\b", PAGE), name
         assert re.search(rf"\b{name}(\(|=)", PREAMBLE + "".join(EXAMPLES)), name
 

@@ -9,6 +9,7 @@ import typer
 
 from featurestore.aggregates import Window
 from featurestore.definitions import Feature, View
+from featurestore.expressions import roots
 from featurestore.plan import compiled
 from featurestore.sources import Source
 from featurestore.times import ENDLESS
@@ -54,7 +55,7 @@ def _source(source: Source) -> dict[str, Any]:
         "key": list(source.keys),
         "event_time": source.event_time,
         "columns": source.types,
-        "derived": list(source.derive),
+        "derived": list(source.derived),
         "lateness": source.lateness,
         "max_lead": source.max_lead,
     }
@@ -77,7 +78,7 @@ def _view(view: View) -> dict[str, Any]:
 def _feature(feature: Feature) -> dict[str, Any]:
     made = {"name": feature.name, "type": feature.type}
     if feature.aggregate is None or feature.window is None:
-        return {**made, "aggregate": "derived"}
+        return {**made, "aggregate": "derived", "from": roots(feature.expression)}
     return {
         **made,
         "aggregate": type(feature.aggregate).__name__,
@@ -108,6 +109,11 @@ def _service(service: Service) -> dict[str, Any]:
         "on": service.on.name,
         "id": service.id,
         "inputs": list(service.inputs),
+        "derived": [
+            {"name": name, "type": kind, "aggregate": "derived", "from": roots(expression)}
+            for name, (expression, kind) in service.feature_set.derived.items()
+        ],
+        "request": list(service.feature_set.requested),
         "label": {"source": service.label.source.name, "id": service.label.id, "wait": service.label.wait},
         "batch": service.batch,
     }
@@ -127,7 +133,7 @@ def _text(described: dict[str, Any]) -> str:
     for service in described["services"]:
         label = service["label"]
         lines += ["", f"service {service['name']} on {service['on']}, {len(service['inputs'])} inputs"]
-        lines += [f"  {', '.join(service['inputs'])}"]
+        lines += [f"  {', '.join(service['inputs'])}", *(f"  {_feature_text(each)}" for each in service["derived"])]
         lines += [
             f"  labels from {label['source']} by {label['id']}, within {label['wait']}; learns {service['batch']}"
         ]
@@ -137,6 +143,6 @@ def _text(described: dict[str, Any]) -> str:
 def _feature_text(feature: dict[str, Any]) -> str:
     head = f"{feature['name']:<24} {feature['type']:<14}"
     if feature["aggregate"] == "derived":
-        return f"{head} derived"
+        return f"{head} derived from {', '.join(feature['from'])}"
     where = " where ..." if feature["filtered"] else ""
     return f"{head} {feature['aggregate']}({feature['column']}){where} over {feature['over']}"

@@ -16,12 +16,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from batch.archive import archived_partitions
 from batch.compare import Report
-from batch.logged import Input, Logged
+from batch.logged import Logged
 from batch.verify import verify
-from featurestore.definitions import View
 from featurestore.errors import ConfigError
 from featurestore.online import connect
-from learner import Service
 from onceflow import modules, settings
 from onceflow.modules import Definitions
 from onceflow.settings import Settings
@@ -50,19 +48,6 @@ def bar(counted: str = "") -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def logged_of(service: Service) -> Logged:
-    """What a service logs with its predictions."""
-    inputs: dict[str, Input] = {}
-    for feature in service.features:
-        if isinstance(feature, str):
-            inputs[feature] = feature
-        elif isinstance(feature, View):
-            inputs |= {f"{feature.name}:{name}": (feature, name) for name in feature.outputs}
-        else:
-            inputs[feature.full_name] = (feature.view, feature.name)
-    return Logged(service.name, service.on, inputs, service.before)
-
-
 async def _verified(definitions: Definitions, chosen: Settings, progress: Callable[[str], None]) -> Report:
     events = chosen.data / "events"
     if not events.is_dir():
@@ -74,7 +59,7 @@ async def _verified(definitions: Definitions, chosen: Settings, progress: Callab
     try:
         return await verify(
             list(definitions.views.values()),
-            [logged_of(service) for service in definitions.services.values()],
+            [Logged(each.name, each.feature_set, each.before) for each in definitions.services.values()],
             store,
             chosen.data,
             archived_partitions(events),

@@ -8,6 +8,7 @@ import polars as pl
 from batch.events import chunks, logs_of
 from batch.logged import Logged
 from featurestore import Count, Entity, Last, Mean, Source, Sum, col, derived, view
+from featurestore.featureset import FeatureSet
 from featurestore.flow import Flow, Read
 from featurestore.frames import checked_events
 from featurestore.memory import MemoryStore
@@ -62,14 +63,18 @@ class ShopRequests:
 
 
 VIEWS = [CardPayments, ShopPayments, ShopRequests]
-INPUTS = {
-    "card_payments:spent_20s": (CardPayments, "spent_20s"),
-    "shop_payments:mean_30s": (ShopPayments, "mean_30s"),
-    "shop_payments:share": (ShopPayments, "share"),
-    "shop_requests:n_1m": (ShopRequests, "n_1m"),
-    "hour": "hour",
-}
-SERVICE = Logged("risky", requests, INPUTS)
+INPUTS = FeatureSet(
+    requests,
+    [
+        CardPayments.spent_20s,
+        ShopPayments.mean_30s,
+        ShopPayments.share,
+        ShopRequests.n_1m,
+        "hour",
+        derived(col("hour") * col("card_payments:n_20s") / col("shop_payments:n_30s"), name="busy"),
+    ],
+)
+SERVICE = Logged("risky", INPUTS)
 
 
 def history(count=400, *, disorder=0, seed=3):
@@ -152,14 +157,7 @@ def _archive(folder, events):
 
 
 def _predictions(asked, outputs):
-    columns = {}
-    for name, made in INPUTS.items():
-        if isinstance(made, str):
-            column = asked[made]
-        else:
-            read = Read(made[0], "requests", made[0].entity.keys)
-            (found,) = [f for r, f in outputs[made[0].key].reads.items() if r == read]
-            column = found[made[1]]
-        columns[name] = column.cast(pl.Float64).fill_nan(None)
+    reads = {read.view: found for output in outputs.values() for read, found in output.reads.items()}
+    inputs = INPUTS.inputs(asked, {made: reads[made] for made in VIEWS}).fill_nan(None)
     meta = asked.select("_partition", "_offset", "_time", pl.col("_time").alias("_effective"), "id")
-    return meta.with_columns(prediction=pl.lit(True), probability=pl.lit(0.5)).hstack(pl.DataFrame(columns))
+    return meta.with_columns(prediction=pl.lit(True), probability=pl.lit(0.5)).hstack(inputs)

@@ -51,7 +51,7 @@ def test_what_a_replay_left_is_all_right(done):
     assert (report.examples, report.missing, report.notes) == ([], [], [])
     assert report.parity_compared > 20
     assert report.mirror_compared == 3 * 400
-    assert report.logged_features_compared == 400 * len(SERVICE.inputs)
+    assert report.logged_features_compared == 400 * len(SERVICE.features.names)
     assert (report.parity_mismatched, report.mirror_mismatched, report.logged_features_mismatched) == (0, 0, 0)
 
 
@@ -155,7 +155,7 @@ def test_a_mirror_that_is_gone_is_missed(done):
     assert verified(folder, store, mirrored=False).good
 
 
-@pytest.mark.parametrize("column", SERVICE.inputs)
+@pytest.mark.parametrize("column", SERVICE.features.names)
 def test_a_changed_logged_feature_is_found(done, column):
     folder, store = done
     change(folder, "predictions/risky", lambda rows: nudged(rows, column, 33))

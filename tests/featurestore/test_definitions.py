@@ -85,6 +85,22 @@ def test_the_example_of_the_design_gives_its_names_and_types():
     assert CardActivity.keyed
 
 
+def test_expressions_by_name_become_a_feature_or_a_column_each():
+    both = {"": col("spend_5m") * 2, "high": col("spend_5m") > 9}
+    made = activity(spend=Sum("amount"), double=derived(both), again=derived(col("double_high"), name="again"))
+    assert list(made.outputs.items())[1:] == [("double", "float"), ("double_high", "bool"), ("again", "bool")]
+    source = changed(derive={"status_is": {"ok": col("status") == "ok", "bad": col("status") == "bad"}})
+    assert list(source.types)[-2:] == list(source.derived) == ["status_is_ok", "status_is_bad"]
+    plain = {"status_is_ok": col("status") == "ok", "status_is_bad": col("status") == "bad"}
+    fingerprints = {activity(each, spend=Sum("amount")).fingerprint for each in (source, changed(derive=plain))}
+    assert len(fingerprints) == 1
+
+
+def test_a_derived_feature_of_a_view_is_named_by_its_attribute_alone():
+    with pytest.raises(DefinitionError, match=r"feature 'share': .* named by its attribute; leave out name='part'"):
+        activity(spend=Sum("amount"), share=derived(col("spend_5m"), name="part"))
+
+
 def test_features_are_attributes_and_items_with_full_names():
     assert isinstance(CardActivity, View)
     assert CardActivity.spend_5m is CardActivity["spend_5m"]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import naive_bayes, tree
 
-from featurestore import DataError, FormatError, Source, col
+from featurestore import DataError, FormatError, Source, col, derived
 from learner import Label, snapshot
 from learner.loop import ServiceLoop
 from learner.metrics import Scores
@@ -45,6 +45,23 @@ def naively(made, predictions, labels):
                 model.learn(np.concatenate([x for x, _ in batch]), np.array([y for _, y in batch]))
                 batch, version = [], version + 1
     return out, scores, model.digest()
+
+
+def test_derived_features_of_the_event_alone_are_without_windows():
+    far = derived(col("distance") > 500, name="distant")
+    share = derived(col("distance") / col("origin_delays:delay_1h"), name="share")
+    loop = ServiceLoop(service(features=[OriginDelays.delay_1h, share, far, "far"]))
+    assert loop.without_windows.inputs == ("distant", "far")
+
+
+def test_snapshot_of_another_derived_feature_of_the_same_name_is_refused():
+    def made(limit):
+        return service(features=["distance", derived(col("distance") > limit, name="distant")])
+
+    kept = ServiceLoop(made(500)).dump()
+    assert ServiceLoop.load(made(500), kept).model.inputs == ("distance", "distant")
+    with pytest.raises(FormatError, match="another derived"):
+        ServiceLoop.load(made(600), kept)
 
 
 @pytest.mark.parametrize("model", [plain(), naive_bayes.GaussianNB(), tree.HoeffdingTreeClassifier(grace_period=20)])

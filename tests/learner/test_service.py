@@ -6,7 +6,7 @@ import pytest
 from river import forest, linear_model
 
 import learner
-from featurestore import DefinitionError, col
+from featurestore import DefinitionError, col, derived
 from learner import Label
 from tests.learner.late_arrivals import Codes, OriginDelays, OriginTraffic, Seen, arrivals, departures, plain, service
 
@@ -21,8 +21,7 @@ def test_inputs_are_full_names_in_the_order_given():
         "origin_traffic:departures_1h",
         "far",
     )
-    assert made.columns == ("distance", "far")
-    assert made.window_inputs == made.inputs[:3] + made.inputs[4:5]
+    assert made.feature_set.columns == ("distance", "far")
     assert made.views == (OriginDelays, OriginTraffic)
 
 
@@ -31,9 +30,19 @@ def test_views_come_once_each_in_order_of_first_mention():
     assert service(features=features).views == (OriginTraffic, OriginDelays)
 
 
+def test_derived_features_may_be_of_several_views_and_the_event():
+    share = derived(col("distance") / col("origin_delays:delay_1h"), name="share")
+    made = service(
+        features=[OriginDelays.delay_1h, share, derived(col("origin_traffic:departures_1h"), name="busy")],
+        reads=[OriginTraffic],
+    )
+    assert made.inputs == ("origin_delays:delay_1h", "share", "busy")
+    assert made.views == (OriginDelays, OriginTraffic)
+
+
 def test_services_of_columns_alone_or_of_views_alone_work():
     assert service(features=["distance"]).views == ()
-    assert service(features=[OriginDelays]).columns == ()
+    assert service(features=[OriginDelays]).feature_set.columns == ()
 
 
 @pytest.mark.parametrize(
@@ -51,6 +60,8 @@ def test_services_of_columns_alone_or_of_views_alone_work():
         ({"features": [3.5]}, "3.5 is no feature"),
         ({"features": [Codes]}, "looked up by 'delay_code', which 'departures' does not have"),
         ({"features": [Seen]}, "'seen:last_1d' is a timestamp.* one by one"),
+        ({"features": [OriginDelays, derived(col("distance"))]}, "derived feature '': give it a name"),
+        ({"features": ["distance"], "reads": [Codes]}, "looked up by 'delay_code'"),
         ({"features": [OriginDelays, OriginDelays.delay_1h]}, "origin_delays:delay_1h is there more than once"),
         ({"batch": 0}, "batch must be"),
         ({"batch": 1.5}, "batch must be"),

@@ -57,6 +57,25 @@ def redis(redis_url, monkeypatch):
     asyncio.run(clear())
 
 
+SERVICE = """
+from river import linear_model
+from learner import Label, Service
+from featurestore import Count, Entity, Source, col, derived, one_hot, view
+events = Source("events", schema={"k": str, "x": float, "at": int}, event_time="at", key="k")
+
+@view(entity=Entity("key", key="k"), source=events, windows=["1m"])
+class Seen:
+    times = Count()
+    often = derived(col("times_1m") > 9)
+
+label = Label(events, id="k", value=col("x") > 1, wait="1h")
+model = linear_model.LogisticRegression()
+share = derived(col("x") / col("seen:times_1m"), name="share")
+kind = derived(one_hot(col("k"), ["a"]), name="kind")
+risky = Service("risky", on=events, id="k", features=[Seen, share, kind], label=label, model=model)
+"""
+
+
 def backfilled(project, *more, view="shop_payments"):
     archive = project / ".onceflow/events"
     return run("backfill", "-m", "features.py", "--view", view, "--events", archive, "--out", "out", "--json", *more)
@@ -64,6 +83,24 @@ def backfilled(project, *more, view="shop_payments"):
 
 def parts(folder):
     return pl.read_parquet(folder / "part-*.parquet")
+
+
+def test_check_shows_what_derived_features_are_derived_from(tmp_path):
+    module = tmp_path / "risky.py"
+    module.write_text(SERVICE)
+    shown = run("check", "-m", module).stdout
+    assert "often                    bool           derived from times_1m" in shown
+    assert "share                    float          derived from x, seen:times_1m" in shown
+    assert "kind_other               bool           derived from k" in shown
+    [service] = json.loads(run("check", "-m", module, "--json").stdout)["services"]
+    assert service["inputs"] == ["seen:times_1m", "seen:often", "share", "kind_a", "kind_other"]
+    assert service["request"] == ["k", "x"]
+    assert service["derived"][0] == {
+        "name": "share",
+        "type": "float",
+        "aggregate": "derived",
+        "from": ["x", "seen:times_1m"],
+    }
 
 
 def test_check_shows_all_that_is_defined():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from river import linear_model, preprocessing
 
-from featurestore import UnavailableError, col
+from featurestore import UnavailableError, col, derived, one_hot
 from featurestore.keys import state_key
 from featurestore.memory import MemoryStore
 from featurestore.online import connect
@@ -36,16 +36,24 @@ from tests.serving.helpers import (
     put,
 )
 
+SERVICE = {"id": "s", "label": Label(events, id="s", value=col("b"), wait="1h")}
+SERVICE["model"] = preprocessing.StandardScaler() | linear_model.LogisticRegression()
 ALL = [f"cards:{name}" for name in Cards.outputs]
 FIVE = ["cards:payments_5m", "cards:spend_5m"]
 
-risky = Service(
-    "risky",
+risky = Service("risky", on=events, features=[Cards, Groups.biggest_lifetime, "x"], **SERVICE)
+rich = Service(
+    "rich",
     on=events,
-    id="s",
-    features=[Cards, Groups.biggest_lifetime, "x"],
-    label=Label(events, id="s", value=col("b"), wait="1h"),
-    model=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
+    features=[
+        Cards.spend_5m,
+        derived(col("x") / col("cards:spend_1h"), name="ratio"),
+        derived(one_hot(col("s"), ["web"]), name="s_is"),
+        derived(col("i") + col("groups:biggest_lifetime"), name="sum"),
+        derived(col("at") - col("groups:latest_lifetime"), name="age"),
+    ],
+    reads=[Groups],
+    **SERVICE,
 )
 
 
@@ -163,6 +171,49 @@ def test_a_feature_service_names_the_features_of_its_views():
     assert answer["metadata"]["feature_names"] == ["k", "g", *Cards.outputs, "biggest_lifetime"]
 
 
+REQUEST = {"x": [1.0, 3], "s": ["web", None], "i": [1, 2], "at": [NOW, NOW]}
+
+
+def ask_rich(**changes):
+    body = {"feature_service": "rich", "entities": {"k": ["a", "nobody"], "g": [1, 9]}, "request": REQUEST}
+    return ask(body | changes, services={"rich": rich})
+
+
+def test_a_feature_service_derives_features_from_views_and_what_comes_with_the_request():
+    status, answer = ask_rich(full_feature_names=True)
+    assert status == 200
+    names = ["cards__spend_5m", "ratio", "s_is_web", "s_is_other", "sum", "age"]
+    assert answer["metadata"]["feature_names"] == ["k", "g", *names]
+    spend = read(folded(Cards), ("a",), NOW)["spend_1h"]
+    values = [[0.5, None], [1.0 / spend, None], [True, False], [False, False], [6, None], [2 * MINUTE, None]]
+    assert [vector["values"] for vector in answer["results"][2:]] == values
+    assert answer["results"][3]["statuses"] == ["PRESENT", "NULL_VALUE"]
+    assert answer["metadata"]["effective_time"] == {"cards": [NOW, NOW], "groups": [NOW, NOW]}
+
+
+def test_what_comes_with_a_request_may_stand_among_the_entities_as_with_feast():
+    entities = {"k": ["a", "nobody"], "g": [1, 9]}
+    _, answer = ask_rich(entities=entities | REQUEST, request={}, full_feature_names=True)
+    assert answer["results"][-6:] == ask_rich(full_feature_names=True)[1]["results"][-6:]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "derived features need 'i', a column of 'events'; give its values in request"),
+        ({name: REQUEST[name] for name in ("i", "s", "at")}, "need 'x'"),
+        (REQUEST | {"x": [1.0]}, "request column 'x' has 1 values for 2 entities"),
+        (REQUEST | {"x": [1.0, "much"]}, "request, entity 1: Expected `float | null`, got `str` - at `$.x`"),
+        (REQUEST | {"i": [1.5, 1]}, "entity 0: Expected `int | null`, got `float` - at `$.i`"),
+        (REQUEST | {"i": [2**63, 1]}, "entity 0: "),
+    ],
+)
+def test_a_request_without_what_derived_features_need_is_told_so(given, says):
+    status, answer = ask_rich(request=given)
+    assert status == 400
+    assert says in answer["error"]
+
+
 def test_no_entities_are_no_fault():
     _, answer = ask({"features": FIVE, "entities": {"k": []}})
     assert answer["results"] == [{"values": [], "statuses": [], "event_timestamps": []}] * 3
@@ -219,7 +270,7 @@ class AwayStore(MemoryStore):
 
 def get(store, *paths):
     async def main():
-        application = application_of(store, services={"risky": risky})
+        application = application_of(store, services={"risky": risky, "rich": rich})
         return [await application.answer("GET", path, b"") for path in paths]
 
     return asyncio.run(main())
@@ -286,11 +337,16 @@ def test_what_is_nowhere_is_404_and_the_wrong_method_405():
 def test_the_catalogue_lists_all_there_is():
     [reply] = get(MemoryStore(), "/catalog")
     listed = json.loads(reply.body)
-    assert listed == catalog(VIEWS, {"risky": risky})
+    assert listed == catalog(VIEWS, {"risky": risky, "rich": rich})
     cards = listed["views"][0]
     assert cards["entity"] == {"name": "card", "keys": {"k": "str"}}
     assert [feature["name"] for feature in cards["features"]] == ALL
+    assert cards["features"][-1]["from"] == ["spend_5m", "spend_1h"]
     assert listed["services"][0]["inputs"] == list(risky.inputs)
+    assert (listed["services"][0]["derived"], listed["services"][0]["request"]) == ([], [])
+    ratio = {"name": "ratio", "type": "float", "from": ["x", "cards:spend_1h"]}
+    assert listed["services"][1]["derived"][0] == ratio | {"derived": '[(col("x")) / (col("cards:spend_1h"))]'}
+    assert listed["services"][1]["request"] == ["i", "x", "s", "at"]
 
 
 def test_the_description_is_true():
@@ -402,6 +458,20 @@ def test_an_event_without_time_happens_now(models):
 def test_a_null_key_gives_no_features(models):
     _, answer = predict(row(g=None), models)
     assert answer["features"]["groups:biggest_lifetime"] is None
+
+
+def test_a_prediction_derives_features_from_views_and_the_event(models):
+    def features(**given):
+        body = row(k="a", i=1, s="web", x=1.5) | given
+        status, answer = post("/predict/rich", body, services={"rich": rich}, models=models)
+        assert status == 200
+        return answer["features"]
+
+    spend = read(folded(Cards), ("a",), NOW)["spend_1h"]
+    wanted = {"cards:spend_5m": 0.5, "ratio": 1.5 / spend, "s_is_web": 1.0, "s_is_other": 0.0, "sum": 6.0}
+    assert features() == wanted | {"age": 2.0 * MINUTE}
+    # As in the stream, what an event leaves out is null.
+    assert features(x=None, i=None) == wanted | {"ratio": None, "sum": None, "age": 2.0 * MINUTE}
 
 
 def test_before_the_first_model_is_published_one_that_learnt_nothing_answers(tmp_path):

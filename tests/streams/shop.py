@@ -14,7 +14,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from river import linear_model, preprocessing
 
-from featurestore import Count, Entity, Last, Max, Mean, Source, Std, Sum, col, derived, view
+from featurestore import Count, Entity, Last, Max, Mean, Source, Std, Sum, col, derived, one_hot, view
 from featurestore.expressions import TYPES
 from featurestore.frames import META, with_derived
 from learner import Label, Service
@@ -68,7 +68,15 @@ def shop(tag, *, batch=32):
         f"returned-{tag}",
         on=orders,
         id="order_id",
-        features=[by_user, by_shop, own.n_1h, "amount"],
+        features=[
+            by_user,
+            by_shop,
+            own.n_1h,
+            "amount",
+            derived(col("amount") / col(f"{by_shop.name}:spent_5m"), name="share"),
+            derived(col(f"{by_user.name}:n_10m") / col(f"{own.name}:n_1h"), name="clicks_an_order"),
+            derived(one_hot(col("items"), [1, 2]), name="items_are"),
+        ],
         label=label,
         model=model,
         batch=batch,
