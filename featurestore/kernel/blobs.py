@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.kernel.bare import bared
 from featurestore.kernel.folding import forget
 from featurestore.kernel.layout import (
     DIRTY_FIRST,
@@ -58,6 +59,7 @@ def _first_live(words: Words, h: int, t: int) -> int:
 @entry
 def take_dirty(words: Words) -> NDArray[np.int64]:
     """The slots that were written to since the last call, in order of their first write."""
+    words = bared(words)
     count, h = 0, words[DIRTY_FIRST]
     while h > 0:
         count, h = count + 1, words[h + DIRTY_NEXT]
@@ -73,7 +75,7 @@ def take_dirty(words: Words) -> NDArray[np.int64]:
 @entry
 def sizes_of(words: Words, slots: NDArray[np.int64]) -> NDArray[np.int64]:
     """Words that each slot's state takes when encoded."""
-    out = np.empty(slots.shape[0], np.int64)
+    words, out = bared(words), np.empty(slots.shape[0], np.int64)
     for i in range(slots.shape[0]):
         size = HEAD
         for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
@@ -85,6 +87,7 @@ def sizes_of(words: Words, slots: NDArray[np.int64]) -> NDArray[np.int64]:
 @entry
 def encode(words: Words, slots: NDArray[np.int64], ends: NDArray[np.int64], out: NDArray[np.int64]) -> None:
     """Write the slots' states one after another; `ends` says where each one ends."""
+    words, slots, ends, out = bared(words), bared(slots), bared(ends), bared(out)
     runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
     for i in range(slots.shape[0]):
         h, at = slots[i], 0 if i == 0 else ends[i - 1]
@@ -120,6 +123,7 @@ def _are_sound(words: Words, t: int, blob: NDArray[np.int64], at: int, tiles: in
 @entry
 def is_sound(words: Words, blob: NDArray[np.int64]) -> bool:
     """Whether the words of `blob` are an encoded state of this format and plan."""
+    words, blob = bared(words), bared(blob)
     runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
     if blob.shape[0] < HEAD + runs or blob[0] != FORMAT | runs << 8:
         return False
@@ -135,6 +139,7 @@ def is_sound(words: Words, blob: NDArray[np.int64]) -> bool:
 @entry
 def load(words: Words, slots: NDArray[np.int64], entity: int, partition: int, blob: NDArray[np.int64]) -> None:
     """Put an encoded state (already checked) in place of what the entity has on the partition."""
+    words, slots, blob = bared(words), bared(slots), bared(blob)
     h = slots[entity, partition]
     if h == 0:
         h = slots[entity, partition] = new_slot(words, entity, partition)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featurestore.kernel.bare import bared, fetch
 from featurestore.kernel.finishes import COUNT, finish_bundle, finish_out
 from featurestore.kernel.folding import add_input, fold_apart, forget, would_overflow
 from featurestore.kernel.layout import (
@@ -66,7 +67,6 @@ from featurestore.kernel.layout import (
     entry,
     inlined,
 )
-from featurestore.kernel.prefetch import fetch
 from featurestore.kernel.runs import tile_of
 from featurestore.kernel.windows import gathered, tiles
 
@@ -118,6 +118,7 @@ def _nothing(results: Results, step: int) -> None:
 @entry
 def sort_out(words: Words, steps: Steps, results: Results, emit: bool) -> None:
     """Move the partitions' clocks, and say in the results' status which steps are LATE, KEYLESS or still PENDING."""
+    words, steps, results = bared(words), bared(steps), bared(results)
     lateness, keeps = words[LATENESS], words[KEEPS]
     for i in range(steps.row.shape[0]):
         status = PENDING
@@ -165,19 +166,21 @@ def _chain(
 
 
 @inlined
-def _fetch_ahead(words: Words, slots: NDArray[np.int64], entity: int, far: int) -> None:
-    """Fetch the head of a slot of the entity `far` ahead, and the tiles and cache of that of `entity`."""
+def _fetch_ahead(words: Words, slots: NDArray[np.int64], near: int, far: int, farther: int) -> None:
+    """Fetch where the slots of the entity `farther` ahead lie, the heads of those `far`, and the tiles of `near`."""
+    fetch(slots, (farther, ZERO))
     for p in range(words[PARTITIONS]):
         h = slots[far, p]
         if h:
             fetch(words, h)
             fetch(words, h + 8)
-        h = slots[entity, p]
+        h = slots[near, p]
         if h == 0:
             continue
         for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
             run = h + words[t + RUN]
             last = words[run] + ((words[run + 1] >> CLASS_BITS) - 1) * words[t + STRIDE]
+            fetch(words, words[run])
             for line in range(0, 24, 8):
                 fetch(words, last + line)
         if words[h + CACHE]:
@@ -206,11 +209,14 @@ def run(
     `emit` is set; a read always does. Entities do not know of each other: each one's steps are done together, in
     order, while its state is at hand. It is one long function since calls would cost as much as their work.
     """
+    words, reals, slots, following, last = bared(words), bared(reals), bared(slots), bared(following), bared(last)
+    steps, inputs, results = bared(steps), bared(inputs), bared(results)
     chains = _chain(steps, results, begin, end, following, last)
     room = words.shape[0] - words[RESERVE]
     for chain in range(chains):
         near, far = following[1, min(chain + 2, chains - 1)], following[1, min(chain + 4, chains - 1)]
-        _fetch_ahead(words, slots, steps.entity[begin + near], steps.entity[begin + far])
+        farther = following[1, min(chain + 8, chains - 1)]
+        _fetch_ahead(words, slots, steps.entity[begin + near], steps.entity[begin + far], steps.entity[begin + farther])
         i = begin + following[1, chain]
         while i >= begin:
             if words[USED] + 4 * words[LONGEST] > room or words[WANTED] > 0:
