@@ -30,7 +30,7 @@ from featurestore.kernel.layout import (
     GROUPS,
     GROUPS_END,
     HOP,
-    INT_MIN,
+    INT_MAX,
     KIND,
     LATEST,
     LENGTH,
@@ -60,10 +60,11 @@ if TYPE_CHECKING:
 #: A window of no more tiles than these is merged anew each time, oldest to newest: in what order makes no difference.
 FEW = 3
 
-# Words of a group's cache: the oldest and the newest tile of the window, the boundary, the sums of what came before it
-# (address, size class, how many), up to which tile (or how many events) those after it are merged; then all tiles but
-# the newest, merged, and those of them after the boundary. Of events the first two and the merged ones are not used.
-_OLDEST, _NEWEST, _BOUNDARY, _SUMS, _CLASS, _LENGTH, _UPTO, CACHE_HEAD = range(8)
+# Words of a group's cache: the newest tile of the window, the boundary, from and to which first time the window has
+# these tiles, where in the run its first tile and the boundary's lie; the sums of what came before the boundary
+# (address, size class, how many); how many after it are merged. Then all tiles but the newest, merged, and those of
+# them after the boundary. Of events the boundary, the sums and what comes after it are used.
+_NEWEST, _BOUNDARY, _FROM, _TO, _FIRST, _MIDDLE, _SUMS, _CLASS, _LENGTH, _DONE, CACHE_HEAD = range(11)
 
 
 @inlined
@@ -146,29 +147,45 @@ def _before(words: Words, reals: Reals, h: int, g: int, at: int, first: int, end
 
 
 @compiled
+def _find_edges(words: Words, h: int, t: int, at: int, oldest: int) -> None:
+    """Find the first tile not before `oldest`, and the first one not before the boundary.
+
+    Both move on with time: they are looked for from where they were, unless the run has lost tiles since.
+    """
+    hop, acc, start, first = words[t + HOP], words[t + ACC], start_of(words, h, t), words[at + _FIRST]
+    known = first < count_of(words, h, t) and words[start + first * acc] * hop + (hop - 1) == words[at + _TO]
+    if known and oldest * hop >= words[at + _FROM]:
+        while words[start + first * acc] < oldest:
+            first += 1
+    else:
+        first = place(words, h, t, oldest)
+        words[at + _MIDDLE] = place(words, h, t, words[at + _BOUNDARY])
+    words[at + _FIRST] = first
+    words[at + _FROM], words[at + _TO] = oldest * hop, words[start + first * acc] * hop + (hop - 1)
+
+
+@compiled
 def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int) -> int:
     """Merge into the group's cache all tiles from the one of `first_time` on but the newest; the cache's address."""
     t = words[g + TRACK]
-    acc, start, count = words[t + ACC], start_of(words, h, t), count_of(words, h, t)
-    newest, oldest = words[start + (count - 1) * acc], first_time // words[t + HOP]
-    boundary = newest // words[g + BLOCK] * words[g + BLOCK]
+    acc, start, last = words[t + ACC], start_of(words, h, t), count_of(words, h, t) - 1
+    newest, block = words[start + last * acc], words[g + BLOCK]
     at = _cache(words, h) + words[g + CACHED]
     after = at + CACHE_HEAD + acc
-    if words[at + _BOUNDARY] != boundary:
-        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, INT_MIN
-    first = place(words, h, t, oldest)
-    middle = place(words, h, t, boundary) if oldest < boundary else first
+    if newest >= words[at + _BOUNDARY] + block:
+        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _DONE] = newest // block * block, 0, 0
+        words[at + _FROM] = INT_MAX  # the edges are unknown
+    oldest = first_time // words[t + HOP]
+    _find_edges(words, h, t, at, oldest)
+    first, middle, whole = words[at + _FIRST], words[at + _MIDDLE], oldest <= words[at + _BOUNDARY]
     _before(words, reals, h, g, at, first, middle, at + CACHE_HEAD)
-    begin, whole = middle, oldest <= boundary
-    if whole and words[at + _UPTO] != INT_MIN:
-        begin = place(words, h, t, words[at + _UPTO])
-    else:
+    begin = middle + words[at + _DONE] if whole else first
+    if words[at + _DONE] == 0 or not whole:
         clear(words, after, acc)
-    for i in range(begin, count - 1):
+    for i in range(begin, last):
         merge(words, reals, t, after, start + i * acc)
-    words[at + _UPTO] = newest if whole else INT_MIN
+    words[at + _NEWEST], words[at + _DONE] = newest, last - middle if whole else 0
     merge(words, reals, t, at + CACHE_HEAD, after)
-    words[at + _OLDEST], words[at + _NEWEST] = oldest, newest
     return at
 
 
@@ -205,8 +222,7 @@ def tiles(words: Words, reals: Reals, h: int, g: int, first_time: int) -> tuple[
         _merge_few(words, reals, t, spare, at, last)
         return spare, last
     closed = words[h + CACHE] + words[g + CACHED]
-    passed = first_time - words[closed + _OLDEST] * hop
-    fresh = words[h + CACHE] != 0 and words[closed + _OLDEST] != INT_MIN and 0 <= passed < hop
+    fresh = words[h + CACHE] != 0 and words[closed + _FROM] <= first_time <= words[closed + _TO]
     if not fresh or words[closed + _NEWEST] != words[last]:
         closed = _closed(words, reals, h, g, first_time)
     return closed + CACHE_HEAD, last
@@ -261,15 +277,15 @@ def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> 
     at = _cache(words, h) + words[g + CACHED]
     after = at + CACHE_HEAD + acc
     if words[at + _BOUNDARY] != boundary:
-        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, 0
+        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _DONE] = boundary, 0, 0
     middle = place(words, h, t, boundary) if first_time < boundary else first
     whole = first_time <= boundary
-    begin = middle + words[at + _UPTO] if whole else middle
+    begin = middle + words[at + _DONE] if whole else middle
     if begin == middle:
         clear(words, after, acc)
     for i in range(begin, count):
         add_record(words, reals, t, after, start + i * stride)
-    words[at + _UPTO] = count - middle if whole else 0
+    words[at + _DONE] = count - middle if whole else 0
     if first == middle:
         return after
     _before(words, reals, h, g, at, first, middle, to)
