@@ -68,7 +68,7 @@ from featurestore.kernel.layout import (
     inlined,
 )
 from featurestore.kernel.runs import tile_of
-from featurestore.kernel.windows import gathered, tiles
+from featurestore.kernel.windows import fetch_closed, gathered, tiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,27 +166,41 @@ def _chain(
 
 
 @inlined
-def _fetch_ahead(words: Words, slots: NDArray[np.int64], near: int, far: int, farther: int) -> None:
-    """Fetch where the slots of the entity `farther` ahead lie, the heads of those `far`, and the tiles of `near`."""
-    fetch(slots, (farther, ZERO))
+def _fetch_state(words: Words, h: int) -> None:
+    """Fetch the newest tiles, and room for the next, and the cache of a slot whose head is near."""
+    for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
+        run = h + words[t + RUN]
+        last = words[run] + ((words[run + 1] >> CLASS_BITS) - 1) * words[t + STRIDE]
+        fetch(words, words[run])
+        for line in range(0, 24, 8):
+            fetch(words, last + line)
+    if words[h + CACHE]:
+        for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
+            for line in range(0, 32, 8):
+                fetch(words, words[h + CACHE] + words[g + CACHED] + line)
+
+
+@inlined
+def _fetch_ahead(
+    words: Words, slots: NDArray[np.int64], steps: Steps, begin: int, first: NDArray[np.int32], chain: int, chains: int
+) -> None:
+    """Fetch the states of chains to come, stage by stage, as each says where the next one lies."""
+    fetch(slots, (steps.entity[begin + first[1, min(chain + 11, chains - 1)]], ZERO))
+    far = steps.entity[begin + first[1, min(chain + 8, chains - 1)]]
+    near = steps.entity[begin + first[1, min(chain + 4, chains - 1)]]
+    next_one = steps.entity[begin + first[1, min(chain + 2, chains - 1)]]
     for p in range(words[PARTITIONS]):
         h = slots[far, p]
         if h:
             fetch(words, h)
             fetch(words, h + 8)
         h = slots[near, p]
-        if h == 0:
-            continue
-        for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
-            run = h + words[t + RUN]
-            last = words[run] + ((words[run + 1] >> CLASS_BITS) - 1) * words[t + STRIDE]
-            fetch(words, words[run])
-            for line in range(0, 24, 8):
-                fetch(words, last + line)
-        if words[h + CACHE]:
+        if h:
+            _fetch_state(words, h)
+        h = slots[next_one, p]
+        if h and words[h + CACHE]:
             for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
-                for line in range(0, 32, 8):
-                    fetch(words, words[h + CACHE] + words[g + CACHED] + line)
+                fetch_closed(words, h, g)
 
 
 @entry
@@ -214,9 +228,7 @@ def run(
     chains = _chain(steps, results, begin, end, following, last)
     room = words.shape[0] - words[RESERVE]
     for chain in range(chains):
-        near, far = following[1, min(chain + 2, chains - 1)], following[1, min(chain + 4, chains - 1)]
-        farther = following[1, min(chain + 8, chains - 1)]
-        _fetch_ahead(words, slots, steps.entity[begin + near], steps.entity[begin + far], steps.entity[begin + farther])
+        _fetch_ahead(words, slots, steps, begin, following, chain, chains)
         i = begin + following[1, chain]
         while i >= begin:
             if words[USED] + 4 * words[LONGEST] > room or words[WANTED] > 0:

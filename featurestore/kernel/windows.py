@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featurestore.kernel.bare import fetch
 from featurestore.kernel.folding import add_record, forget, merge
 from featurestore.kernel.layout import (
     ACC,
@@ -79,6 +80,18 @@ def clear(words: Words, at: int, stride: int) -> None:
     """Make an accumulator empty."""
     for i in range(stride):
         words[at + i] = 0
+
+
+@inlined
+def fetch_closed(words: Words, h: int, g: int) -> None:
+    """Fetch what closing the group's window will look at: its first tiles, and the sums from the next one on."""
+    t, at = words[g + TRACK], words[h + CACHE] + words[g + CACHED]
+    acc, first = words[t + ACC], words[at + _FIRST]
+    fetch(words, start_of(words, h, t) + first * acc)
+    fetch(words, start_of(words, h, t) + first * acc + acc)
+    current = words[at + _SUMS] + (words[at + _MIDDLE] - first - 1) * acc
+    for line in range(0, 16, 8):
+        fetch(words, current - line)
 
 
 @compiled
@@ -186,6 +199,7 @@ def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int) -> int:
         merge(words, reals, t, after, start + i * acc)
     words[at + _NEWEST], words[at + _DONE] = newest, last - middle if whole else 0
     merge(words, reals, t, at + CACHE_HEAD, after)
+    fetch_closed(words, h, g)
     return at
 
 
