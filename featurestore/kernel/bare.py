@@ -63,7 +63,7 @@ def _bare(array: types.Type) -> Bare:
 
 
 def _stripped(context: Any, builder: Any, kind: types.Type, array: Any) -> Any:  # noqa: ANN401
-    whole = context.make_array(kind)(context, builder, array)
+    whole = _opened(context, builder, kind, array)
     made = cgutils.create_struct_proxy(_bare(kind))(context, builder)
     made.data, made.shape = whole.data, whole.shape
     return made._getvalue()  # noqa: SLF001
@@ -83,8 +83,14 @@ class _Set(AbstractTemplate):
         return signature(types.none, array, array.index, array.dtype) if isinstance(array, Bare) else None
 
 
+def _opened(context: Any, builder: Any, kind: types.Type, value: Any) -> Any:  # noqa: ANN401
+    """What is in an array; of Numba's own too, with which tests call what is called by the kernel alone."""
+    proxy = cgutils.create_struct_proxy(kind) if isinstance(kind, Bare) else context.make_array(kind)
+    return proxy(context, builder, value)
+
+
 def _address(context: Any, builder: Any, kind: Bare, value: Any, index: Any, *, inside: bool = True) -> Any:  # noqa: ANN401
-    array = cgutils.create_struct_proxy(kind)(context, builder, value)
+    array = _opened(context, builder, kind, value)
     at = index
     if kind.ndim > 1:
         at, *rest = cgutils.unpack_tuple(builder, index, kind.ndim)
@@ -119,3 +125,29 @@ def fetch(_typing: Any, array: Any, _index: Any) -> Any:  # noqa: ANN401
         return context.get_dummy_value()
 
     return types.none(array, array.index), code
+
+
+@intrinsic
+def move(_typing: Any, words: Any, _to: Any, _at: Any, _count: Any) -> Any:  # noqa: ANN401
+    """Copy `count` words from index `at` to index `to`, as if all were read before any is written."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        array, to, at, count = arguments
+        target, source = (_address(context, builder, signature.args[0], array, index) for index in (to, at))
+        cgutils.raw_memmove(builder, target, source, count, 8)
+        return context.get_dummy_value()
+
+    return types.none(words, types.intp, types.intp, types.intp), code
+
+
+@intrinsic
+def wipe(_typing: Any, words: Any, _at: Any, _count: Any) -> Any:  # noqa: ANN401
+    """Set `count` words from index `at` on to 0."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        array, at, count = arguments
+        size = builder.mul(count, count.type(8))
+        cgutils.memset(builder, _address(context, builder, signature.args[0], array, at), size, 0)
+        return context.get_dummy_value()
+
+    return types.none(words, types.intp, types.intp), code

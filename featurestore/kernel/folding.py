@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featurestore.kernel.bare import move
 from featurestore.kernel.layout import (
     CACHE,
     CACHED,
@@ -121,8 +122,7 @@ def _fold_session(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, ro
     if i + 1 < count_of(words, h, t) and words[at + stride] - words[at + 1] <= gap:
         words[at + 1] = words[at + stride + 1]
         merge(words, reals, t, at, at + stride)
-        for j in range(at + stride, at + (count_of(words, h, t) - i - 1) * stride):
-            words[j] = words[j + stride]
+        move(words, at + stride, at + 2 * stride, (count_of(words, h, t) - i - 2) * stride)
         set_count(words, h, t, count_of(words, h, t) - 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featurestore.kernel.bare import bared, fetch
+from featurestore.kernel.bare import bared, fetch, wipe
 from featurestore.kernel.finishes import COUNT, finish_bundle, finish_out
 from featurestore.kernel.folding import add_input, fold_apart, forget, would_overflow
 from featurestore.kernel.layout import (
@@ -82,8 +82,7 @@ def new_slot(words: Words, entity: int, partition: int) -> int:
     """Address of the head of a new slot, which holds nothing."""
     h = words[USED]
     words[USED] += words[HEAD_WORDS]
-    for i in range(words[HEAD_WORDS]):
-        words[h + i] = 0
+    wipe(words, h, words[HEAD_WORDS])
     words[h + NEWEST], words[h + LAST_OFFSET], words[h + DIRTY_NEXT] = INT_MIN, INT_MIN, -1
     words[h + ENTITY], words[h + PARTITION] = entity, partition
     return h
