@@ -22,7 +22,7 @@ from featurestore.planned import Plan
 #: Entity number of a step whose entity key is null: it folds nothing and reads nulls.
 NO_ENTITY = -1
 #: Steps done together: what they write must fit into a processor's cache, beside the states of their entities.
-CHUNK = 8_192
+CHUNK = 4_096
 _NEVER = np.iinfo(np.int64).min
 
 
