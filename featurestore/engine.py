@@ -25,7 +25,7 @@ NO_ENTITY = -1
 #: Words that a step's lists and maps are given room for at first.
 ITEMS = 16
 #: Steps done together: what they write must fit into a processor's cache, beside the states of their entities.
-CHUNK = 8_192
+CHUNK = 4_096
 _NEVER = np.iinfo(np.int64).min
 
 
@@ -227,8 +227,11 @@ def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _class_sizes(most: int) -> NDArray[np.int64]:
-    """Tiles of each size class of a run: 1 2 3 4 6 8 12 16 24 ... up to at least `most`."""
-    sizes = [1, 2, 3]
+    """Tiles of each size class of a run: 1 3 4 6 8 12 16 24 ... up to at least `most`.
+
+    There is none of 2: where all entities have a third tile, nobody would take the rooms that they leave.
+    """
+    sizes = [1, 3, 4]
     while sizes[-1] < most:
         sizes.append(sizes[-2] * 2)
     return np.array(sizes, np.int64)

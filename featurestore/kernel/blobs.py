@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.kernel.bags import first_seen
+from featurestore.kernel.bare import bared
 from featurestore.kernel.folding import forget
 from featurestore.kernel.gathering import forget_bags
 from featurestore.kernel.layout import (
@@ -70,6 +71,7 @@ def _first_live(words: Words, h: int, t: int) -> int:
 @entry
 def take_dirty(words: Words) -> NDArray[np.int64]:
     """The slots that were written to since the last call, in order of their first write."""
+    words = bared(words)
     count, h = 0, words[DIRTY_FIRST]
     while h > 0:
         count, h = count + 1, words[h + DIRTY_NEXT]
@@ -106,7 +108,7 @@ def _texts(words: Words, h: int, lexicon: Lexicon, mark: int, out: Words, to: in
 @entry
 def sizes_of(words: Words, slots: NDArray[np.int64], lexicon: Lexicon, mark: int) -> NDArray[np.int64]:
     """Words that each slot's state takes when encoded. `mark` and the next ones, one a slot, must be new."""
-    out = np.empty(slots.shape[0], np.int64)
+    words, out, lexicon = bared(words), np.empty(slots.shape[0], np.int64), bared(lexicon)
     for i in range(slots.shape[0]):
         size = HEAD
         for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
@@ -125,6 +127,7 @@ def encode(
     mark: int,
 ) -> None:
     """Write the slots' states one after another; `ends` says where each one ends. Of marks see `sizes_of`."""
+    words, slots, ends, out, lexicon = bared(words), bared(slots), bared(ends), bared(out), bared(lexicon)
     runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
     for i in range(slots.shape[0]):
         h, at = slots[i], 0 if i == 0 else ends[i - 1]
@@ -144,6 +147,7 @@ def encode(
 @entry
 def end_of_runs(words: Words, blob: NDArray[np.int64]) -> int:
     """Where a state's texts begin, -1 when its runs are not of this format and plan."""
+    words, blob = bared(words), bared(blob)
     runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
     if blob.shape[0] < HEAD + runs or blob[0] != FORMAT | runs << 8:
         return -1
@@ -159,7 +163,9 @@ def end_of_runs(words: Words, blob: NDArray[np.int64]) -> int:
 @entry
 def knows_all(words: Words, slots: NDArray[np.int64], lexicon: Lexicon, mark: int) -> bool:
     """Mark the text of each code in the slots' states; whether all of them are known."""
-    for h in slots:
+    words, slots, lexicon = bared(words), bared(slots), bared(lexicon)
+    for slot in range(slots.shape[0]):
+        h = slots[slot]
         for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
             start, stride = start_of(words, h, t), words[t + STRIDE]
             for i in range(count_of(words, h, t)):
@@ -195,6 +201,7 @@ def _are_sound(words: Words, t: int, blob: NDArray[np.int64], at: int, tiles: in
 @entry
 def load(words: Words, slots: NDArray[np.int64], entity: int, partition: int, blob: NDArray[np.int64]) -> None:
     """Put an encoded state (already checked) in place of what the entity has on the partition."""
+    words, slots, blob = bared(words), bared(slots), bared(blob)
     h = slots[entity, partition]
     if h == 0:
         h = slots[entity, partition] = new_slot(words, entity, partition)

@@ -79,7 +79,7 @@ def forget(words: Words, h: int) -> None:
     cache = words[h + CACHE]
     if cache:
         for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
-            for i in range(3):
+            for i in range(2):
                 words[cache + words[g + CACHED] + i] = INT_MIN
 
 

@@ -27,10 +27,10 @@ FORMAT = 4
 HEAD = 3
 
 # Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.
-compiled = njit(nogil=True, error_model="numpy", _nrt=False)
+compiled = njit(nogil=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True)
 # For what is called once an event, where a call costs as much as the work. LLVM compiles all that a function calls once
 # more with each caller: deep chains of these take their time.
-inlined = njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)
+inlined = njit(nogil=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True, forceinline=True)
 
 
 def entry(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,7 +42,7 @@ def entry(function: Callable[..., Any]) -> Callable[..., Any]:
     folder = Path(__file__).parent
     text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
     function.__qualname__ += f"_{hashlib.sha256(text).hexdigest()[:12]}"
-    return njit(cache=True, nogil=True, error_model="numpy")(function)
+    return njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
 
 
 INT_MAX = np.iinfo(np.int64).max

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from featurestore.kernel.bare import bared
 from featurestore.kernel.layout import compiled, entry
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def number_of(lexicon: Lexicon, code: int) -> int:
 @entry
 def enter(lexicon: Lexicon, number: int) -> None:
     """Let a text be found by its code."""
+    lexicon = bared(lexicon)
     mask = lexicon.table.shape[0] - 1
     place = lexicon.codes[number] & mask
     while lexicon.table[place] >= 0:
@@ -50,7 +52,7 @@ def enter(lexicon: Lexicon, number: int) -> None:
 @entry
 def numbers_of(lexicon: Lexicon, codes: Words) -> Words:
     """The numbers of codes, -1 for those that nobody knows."""
-    out = np.empty(codes.shape[0], np.int64)
+    lexicon, out = bared(lexicon), np.empty(codes.shape[0], np.int64)
     for i in range(codes.shape[0]):
         out[i] = number_of(lexicon, codes[i]) if codes[i] > 0 else -1
     return out

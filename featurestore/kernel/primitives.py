@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.kernel.bare import move
 from featurestore.kernel.layout import CODE, INT_MAX, INT_MIN, N_WORD, PARAMETER, SIZE, WORD, ZERO, inlined
 
 if TYPE_CHECKING:
@@ -229,8 +230,7 @@ def merge_one(words: Words, reals: Reals, o: int, to: int, tile: int) -> None:
     if nb == 0:
         return
     if na == 0:
-        for i in range(words[o + SIZE]):
-            words[a + i] = words[b + i]
+        move(words, a, b, words[o + SIZE])
     elif op == STATS_FLOAT:
         words[a] = na + nb
         add_real(reals, a + 1, reals[b + 1])

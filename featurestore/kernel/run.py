@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore.kernel.bags import fold_bags
+from featurestore.kernel.bare import bared, fetch, wipe
 from featurestore.kernel.finishes import COUNT, finish_bundle, finish_out
 from featurestore.kernel.folding import add_input, fold_apart, forget, would_overflow
 from featurestore.kernel.layout import (
@@ -72,9 +73,8 @@ from featurestore.kernel.layout import (
     inlined,
 )
 from featurestore.kernel.picking import finish_bags
-from featurestore.kernel.prefetch import fetch
 from featurestore.kernel.runs import tile_of
-from featurestore.kernel.windows import gathered, tiles
+from featurestore.kernel.windows import fetch_closed, gathered, tiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,8 +88,7 @@ def new_slot(words: Words, entity: int, partition: int) -> int:
     """Address of the head of a new slot, which holds nothing."""
     h = words[USED]
     words[USED] += words[HEAD_WORDS]
-    for i in range(words[HEAD_WORDS]):
-        words[h + i] = 0
+    wipe(words, h, words[HEAD_WORDS])
     words[h + NEWEST], words[h + LAST_OFFSET], words[h + DIRTY_NEXT] = INT_MIN, INT_MIN, -1
     words[h + ENTITY], words[h + PARTITION] = entity, partition
     return h
@@ -124,6 +123,7 @@ def _nothing(results: Results, step: int) -> None:
 @entry
 def sort_out(words: Words, steps: Steps, results: Results, emit: bool) -> None:
     """Move the partitions' clocks, and say in the results' status which steps are LATE, KEYLESS or still PENDING."""
+    words, steps, results = bared(words), bared(steps), bared(results)
     lateness, keeps = words[LATENESS], words[KEEPS]
     for i in range(steps.row.shape[0]):
         status = PENDING
@@ -171,25 +171,41 @@ def _chain(
 
 
 @inlined
-def _fetch_ahead(words: Words, slots: NDArray[np.int64], entity: int, far: int) -> None:
-    """Fetch the head of a slot of the entity `far` ahead, and the tiles and cache of that of `entity`."""
+def _fetch_state(words: Words, h: int) -> None:
+    """Fetch the newest tiles, and room for the next, and the cache of a slot whose head is near."""
+    for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
+        run = h + words[t + RUN]
+        last = words[run] + ((words[run + 1] >> CLASS_BITS) - 1) * words[t + STRIDE]
+        fetch(words, words[run])
+        for line in range(0, 24, 8):
+            fetch(words, last + line)
+    if words[h + CACHE]:
+        for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
+            for line in range(0, 32, 8):
+                fetch(words, words[h + CACHE] + words[g + CACHED] + line)
+
+
+@inlined
+def _fetch_ahead(
+    words: Words, slots: NDArray[np.int64], steps: Steps, begin: int, first: NDArray[np.int32], chain: int, chains: int
+) -> None:
+    """Fetch the states of chains to come, stage by stage, as each says where the next one lies."""
+    fetch(slots, (steps.entity[begin + first[1, min(chain + 11, chains - 1)]], ZERO))
+    far = steps.entity[begin + first[1, min(chain + 8, chains - 1)]]
+    near = steps.entity[begin + first[1, min(chain + 4, chains - 1)]]
+    next_one = steps.entity[begin + first[1, min(chain + 2, chains - 1)]]
     for p in range(words[PARTITIONS]):
         h = slots[far, p]
         if h:
             fetch(words, h)
             fetch(words, h + 8)
-        h = slots[entity, p]
-        if h == 0:
-            continue
-        for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
-            run = h + words[t + RUN]
-            last = words[run] + ((words[run + 1] >> CLASS_BITS) - 1) * words[t + STRIDE]
-            for line in range(0, 24, 8):
-                fetch(words, last + line)
-        if words[h + CACHE]:
+        h = slots[near, p]
+        if h:
+            _fetch_state(words, h)
+        h = slots[next_one, p]
+        if h and words[h + CACHE]:
             for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
-                for line in range(0, 32, 8):
-                    fetch(words, words[h + CACHE] + words[g + CACHED] + line)
+                fetch_closed(words, h, g)
 
 
 @entry
@@ -214,14 +230,15 @@ def run(
     order, while its state is at hand. `bags` is None where a plan has no bags and lists: Numba compiles the function
     without them then, in half the time. It is one long function since calls would cost as much as their work.
     """
+    words, reals, slots, following, last = bared(words), bared(reals), bared(slots), bared(following), bared(last)
+    steps, inputs, results = bared(steps), bared(inputs), bared(results)
     chains = _chain(steps, results, begin, end, following, last)
     # Each run and tally may move to a larger room, and bags of joined sessions are merged aside.
     movable = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
     movable += (words[BAG_GROUPS_END] - words[GROUPS_END]) // GROUP_WORDS
     room, margin = words.shape[0] - words[RESERVE], 2 * (movable + 1)
     for chain in range(chains):
-        near, far = following[1, min(chain + 2, chains - 1)], following[1, min(chain + 4, chains - 1)]
-        _fetch_ahead(words, slots, steps.entity[begin + near], steps.entity[begin + far])
+        _fetch_ahead(words, slots, steps, begin, following, chain, chains)
         i = begin + following[1, chain]
         while i >= begin:
             if words[USED] + margin * words[LONGEST] > room or words[WANTED] > 0 or words[ITEMS_WANTED] > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featurestore.kernel.bare import move, wipe
 from featurestore.kernel.layout import (
     CLASS_BITS,
     FREE,
@@ -70,6 +71,18 @@ def place(words: Words, h: int, t: int, index: int) -> int:
 
 
 @compiled
+def place_from(words: Words, h: int, t: int, near: int, index: int) -> int:
+    """The same, looked for from where it was when `index` was less."""
+    start, stride, count = start_of(words, h, t), words[t + STRIDE], count_of(words, h, t)
+    at = min(near, count)
+    if at > 0 and words[start + (at - 1) * stride] >= index:
+        return place(words, h, t, index)
+    while at < count and words[start + at * stride] < index:
+        at += 1
+    return at
+
+
+@compiled
 def take_room(words: Words, free: int, size_class: int, stride: int) -> int:
     """Address of room for a run: freed before (`free` is the list), or new."""
     start = words[free + size_class]
@@ -93,8 +106,7 @@ def remove(words: Words, h: int, t: int, at: int, gone: int) -> None:
     """Take `gone` tiles out of the run, from the `at`-th one on."""
     if gone > 0:
         start, stride, left = start_of(words, h, t), words[t + STRIDE], count_of(words, h, t) - gone
-        for i in range(start + at * stride, start + left * stride):
-            words[i] = words[i + gone * stride]
+        move(words, start + at * stride, start + (at + gone) * stride, (left - at) * stride)
         set_count(words, h, t, left)
 
 
@@ -109,8 +121,7 @@ def enlarge(words: Words, h: int, t: int, size_class: int) -> None:
     )
     new = take_room(words, t + FREE, size_class, stride)
     if old_class >= 0:
-        for i in range(count * stride):
-            words[new + i] = words[old + i]
+        move(words, new, old, count * stride)
         free_room(words, t + FREE, old_class, old)
     words[h + words[t + RUN]] = new
     words[h + words[t + RUN] + 1] = count << CLASS_BITS | (size_class + 1)
@@ -141,10 +152,9 @@ def insert(words: Words, h: int, t: int, at: int, index: int) -> int:
     """Put a tile, which begins with `index`, before the `at`-th one of a run that is not full; returns its address."""
     count, stride = count_of(words, h, t), words[t + STRIDE]
     first = start_of(words, h, t) + at * stride
-    for i in range(first + (count - at) * stride - 1, first - 1, -1):
-        words[i + stride] = words[i]
-    for i in range(first, first + stride):
-        words[i] = 0
+    if at < count:
+        move(words, first + stride, first, (count - at) * stride)
+    wipe(words, first, stride)
     words[first] = index
     set_count(words, h, t, count + 1)
     return first

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featurestore.kernel.bare import move
 from featurestore.kernel.gathering import combine, copied, has_room, merged, of_latest, spans
 from featurestore.kernel.layout import (
     BAG_CLASS,
@@ -75,8 +76,7 @@ def _make_room(words: Words, g: int, at: int, count: int) -> None:
         needed += 1
     new = take_room(words, g + SUMS_FREE, needed, size)
     if old >= 0:
-        for i in range(words[at + BAG_COUNT] * size):
-            words[new + i] = words[words[at + BAG_START] + i]
+        move(words, new, words[at + BAG_START], words[at + BAG_COUNT] * size)
         free_room(words, g + SUMS_FREE, old, words[at + BAG_START])
     words[at + BAG_START], words[at + BAG_CLASS] = new, needed
     words[LONGEST] = max(words[LONGEST], words[sizes + needed] * size)
@@ -105,8 +105,7 @@ def _entry(words: Words, g: int, at: int, key: int) -> int:
         return entry
     _make_room(words, g, at, count + 1)
     entry = words[at + BAG_START] + i * size
-    for word in range(words[at + BAG_START] + count * size - 1, entry - 1, -1):
-        words[word + size] = words[word]
+    move(words, entry + size, entry, (count - i) * size)
     words[entry] = key
     for word in range(1, size):
         words[entry + word] = 0
@@ -118,8 +117,7 @@ def _entry(words: Words, g: int, at: int, key: int) -> int:
 def _drop(words: Words, at: int, entry: int, size: int) -> None:
     """Take an entry out of the tally."""
     end = words[at + BAG_START] + words[at + BAG_COUNT] * size
-    for word in range(entry, end - size):
-        words[word] = words[word + size]
+    move(words, entry, entry + size, end - entry - size)
     words[at + BAG_COUNT] -= 1
 
 
@@ -225,8 +223,7 @@ def _tally(words: Words, reals: Reals, h: int, g: int, as_of: int) -> int:
     start, end = _tallied(words, reals, h, g, begin, count_of(words, h, t), aside)
     words[at + BAG_COUNT] = 0
     _make_room(words, g, at, max((end - start) // size, 1))
-    for i in range(end - start):
-        words[words[at + BAG_START] + i] = words[start + i]
+    move(words, words[at + BAG_START], start, end - start)
     words[at + BAG_FIRST], words[at + BAG_COUNT] = first, (end - start) // size
     return at
 
@@ -263,7 +260,6 @@ def entries(
             start, last = words[at + BAG_START], words[at + BAG_START] + words[at + BAG_COUNT] * size
         else:
             start, last = _tallied(words, reals, h, g, first, end, to)
-        for i in range(last - start):
-            words[to + i] = words[start + i]
+        move(words, to, start, last - start)
         to, parts = to + (last - start), parts + 1
     return merged(words, reals, bag, begin, to) if parts > 1 else (begin, to)

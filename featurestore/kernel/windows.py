@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featurestore.kernel.bare import fetch, move, wipe
 from featurestore.kernel.folding import add_record, forget, merge
 from featurestore.kernel.gathering import forget_bags, latest_records, session_at
 from featurestore.kernel.layout import (
@@ -33,7 +34,7 @@ from featurestore.kernel.layout import (
     GROUPS,
     GROUPS_END,
     HOP,
-    INT_MIN,
+    INT_MAX,
     KIND,
     LATEST,
     LENGTH,
@@ -52,7 +53,7 @@ from featurestore.kernel.layout import (
     compiled,
     inlined,
 )
-from featurestore.kernel.runs import count_of, free_room, place, start_of, take_room
+from featurestore.kernel.runs import count_of, free_room, place, place_from, start_of, take_room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,24 +64,23 @@ if TYPE_CHECKING:
 #: A window of no more tiles than these is merged anew each time, oldest to newest: in what order makes no difference.
 FEW = 3
 
-# Words of a group's cache: the oldest and the newest tile of the window, the boundary, the sums of what came before it
-# (address, size class, how many), up to which tile (or how many events) those after it are merged; then all tiles but
-# the newest, merged, and those of them after the boundary. Of events the first two and the merged ones are not used.
-_OLDEST, _NEWEST, _BOUNDARY, _SUMS, _CLASS, _LENGTH, _UPTO, CACHE_HEAD = range(8)
+# Words of a group's cache: the newest tile of the window, the boundary, from and to which first time the window has
+# these tiles, where in the run its first tile and the boundary's lie; the sums of what came before the boundary
+# (address, size class, how many); how many after it are merged. Then all tiles but the newest, merged, and those of
+# them after the boundary. Of events the window's newest and its first time are not used, nor what is merged of all.
+_NEWEST, _BOUNDARY, _FROM, _TO, _FIRST, _MIDDLE, _SUMS, _CLASS, _LENGTH, _DONE, CACHE_HEAD = range(11)
 
 
 @inlined
-def copy(words: Words, to: int, at: int, stride: int) -> None:
-    """Copy an accumulator."""
-    for i in range(stride):
-        words[to + i] = words[at + i]
-
-
-@inlined
-def clear(words: Words, at: int, stride: int) -> None:
-    """Make an accumulator empty."""
-    for i in range(stride):
-        words[at + i] = 0
+def fetch_closed(words: Words, h: int, g: int) -> None:
+    """Fetch what the group's window will look at as it moves on: its first tiles, and the sums from there."""
+    t, at = words[g + TRACK], words[h + CACHE] + words[g + CACHED]
+    stride, first = words[t + STRIDE], words[at + _FIRST]
+    fetch(words, start_of(words, h, t) + first * stride)
+    fetch(words, start_of(words, h, t) + first * stride + stride)
+    current = words[at + _SUMS] + (words[at + _MIDDLE] - first - 1) * words[t + ACC]
+    for line in range(0, 16, 8):
+        fetch(words, current - line)
 
 
 @compiled
@@ -119,9 +119,9 @@ def _room_for_sums(words: Words, g: int, at: int, length: int) -> bool:
 def _prepend(words: Words, reals: Reals, t: int, to: int, item: int, rest: int) -> None:
     """Merge into `to` a tile, or a record of an event, and all that comes after it (`rest`, 0 for nothing)."""
     if words[t + KIND] == TILES:
-        copy(words, to, item, words[t + ACC])
+        move(words, to, item, words[t + ACC])
     else:
-        clear(words, to, words[t + ACC])
+        wipe(words, to, words[t + ACC])
         add_record(words, reals, t, to, item)
     if rest:
         merge(words, reals, t, to, rest)
@@ -133,14 +133,14 @@ def _before(words: Words, reals: Reals, h: int, g: int, at: int, first: int, end
     t = words[g + TRACK]
     acc, stride, start, count = words[t + ACC], words[t + STRIDE], start_of(words, h, t), end - first
     if count <= 0:
-        clear(words, to, acc)
+        wipe(words, to, acc)
         return
     if count > words[at + _LENGTH] and (count <= FEW or not _room_for_sums(words, g, at, count)):
         spare, rest = words[SCRATCH] + 3 * words[ACC_MOST], ZERO
         for i in range(end - 1, first - 1, -1):
             _prepend(words, reals, t, spare, start + i * stride, rest)
             rest, spare = spare, 2 * words[SCRATCH] + 7 * words[ACC_MOST] - spare
-        copy(words, to, rest, acc)
+        move(words, to, rest, acc)
         return
     if count > words[at + _LENGTH]:
         rest = ZERO
@@ -148,33 +148,50 @@ def _before(words: Words, reals: Reals, h: int, g: int, at: int, first: int, end
             _prepend(words, reals, t, words[at + _SUMS] + i * acc, start + (end - 1 - i) * stride, rest)
             rest = words[at + _SUMS] + i * acc
         words[at + _LENGTH] = count
-    copy(words, to, words[at + _SUMS] + (count - 1) * acc, acc)
+    move(words, to, words[at + _SUMS] + (count - 1) * acc, acc)
+
+
+@compiled
+def _find_edges(words: Words, h: int, t: int, at: int, oldest: int) -> None:
+    """Find the first tile not before `oldest`, and the first one not before the boundary.
+
+    Both move on with time: they are looked for from where they were, unless the run has lost tiles since.
+    """
+    hop, acc, start, first = words[t + HOP], words[t + ACC], start_of(words, h, t), words[at + _FIRST]
+    known = first < count_of(words, h, t) and words[start + first * acc] * hop + (hop - 1) == words[at + _TO]
+    if known and oldest * hop >= words[at + _FROM]:
+        while words[start + first * acc] < oldest:
+            first += 1
+    else:
+        first = place(words, h, t, oldest)
+        words[at + _MIDDLE] = place(words, h, t, words[at + _BOUNDARY])
+    words[at + _FIRST] = first
+    words[at + _FROM], words[at + _TO] = oldest * hop, words[start + first * acc] * hop + (hop - 1)
 
 
 @compiled
 def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int) -> int:
     """Merge into the group's cache all tiles from the one of `first_time` on but the newest; the cache's address."""
     t = words[g + TRACK]
-    acc, start, count = words[t + ACC], start_of(words, h, t), count_of(words, h, t)
-    newest, oldest = words[start + (count - 1) * acc], first_time // words[t + HOP]
-    boundary = newest // words[g + BLOCK] * words[g + BLOCK]
+    acc, start, last = words[t + ACC], start_of(words, h, t), count_of(words, h, t) - 1
+    newest, block = words[start + last * acc], words[g + BLOCK]
     at = cache_of(words, h) + words[g + CACHED]
     after = at + CACHE_HEAD + acc
-    if words[at + _BOUNDARY] != boundary:
-        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, INT_MIN
-    first = place(words, h, t, oldest)
-    middle = place(words, h, t, boundary) if oldest < boundary else first
+    if newest >= words[at + _BOUNDARY] + block:
+        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _DONE] = newest // block * block, 0, 0
+        words[at + _FROM] = INT_MAX  # the edges are unknown
+    oldest = first_time // words[t + HOP]
+    _find_edges(words, h, t, at, oldest)
+    first, middle, whole = words[at + _FIRST], words[at + _MIDDLE], oldest <= words[at + _BOUNDARY]
     _before(words, reals, h, g, at, first, middle, at + CACHE_HEAD)
-    begin, whole = middle, oldest <= boundary
-    if whole and words[at + _UPTO] != INT_MIN:
-        begin = place(words, h, t, words[at + _UPTO])
-    else:
-        clear(words, after, acc)
-    for i in range(begin, count - 1):
+    begin = middle + words[at + _DONE] if whole else first
+    if words[at + _DONE] == 0 or not whole:
+        wipe(words, after, acc)
+    for i in range(begin, last):
         merge(words, reals, t, after, start + i * acc)
-    words[at + _UPTO] = newest if whole else INT_MIN
+    words[at + _NEWEST], words[at + _DONE] = newest, last - middle if whole else 0
     merge(words, reals, t, at + CACHE_HEAD, after)
-    words[at + _OLDEST], words[at + _NEWEST] = oldest, newest
+    fetch_closed(words, h, g)
     return at
 
 
@@ -182,7 +199,7 @@ def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int) -> int:
 def _merge_few(words: Words, reals: Reals, t: int, to: int, first: int, last: int) -> None:
     """Merge the tiles from address `first` to before `last`."""
     acc = words[t + ACC]
-    copy(words, to, first, acc)
+    move(words, to, first, acc)
     for at in range(first + acc, last, acc):
         merge(words, reals, t, to, at)
 
@@ -211,8 +228,7 @@ def tiles(words: Words, reals: Reals, h: int, g: int, first_time: int) -> tuple[
         _merge_few(words, reals, t, spare, at, last)
         return spare, last
     closed = words[h + CACHE] + words[g + CACHED]
-    passed = first_time - words[closed + _OLDEST] * hop
-    fresh = words[h + CACHE] != 0 and words[closed + _OLDEST] != INT_MIN and 0 <= passed < hop
+    fresh = words[h + CACHE] != 0 and words[closed + _FROM] <= first_time <= words[closed + _TO]
     if not fresh or words[closed + _NEWEST] != words[last]:
         closed = _closed(words, reals, h, g, first_time)
     return closed + CACHE_HEAD, last
@@ -225,7 +241,7 @@ def _merged_tiles(words: Words, reals: Reals, h: int, g: int, first_time: int, t
     if closed == 0:
         return last
     if closed != to:
-        copy(words, to, closed, words[words[g + TRACK] + ACC])
+        move(words, to, closed, words[words[g + TRACK] + ACC])
     merge(words, reals, words[g + TRACK], to, last)
     return to
 
@@ -249,7 +265,7 @@ def _delayed_events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: 
     first, end = place(words, h, t, as_of - words[g + LENGTH] + 1), place(words, h, t, as_of + 1)
     if first >= end:
         return 0
-    clear(words, to, words[t + ACC])
+    wipe(words, to, words[t + ACC])
     for i in range(first, end):
         add_record(words, reals, t, to, start_of(words, h, t) + i * words[t + STRIDE])
     return to
@@ -260,26 +276,28 @@ def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> 
     """The events of an exact window."""
     t, first_time = words[g + TRACK], as_of - words[g + LENGTH] + 1
     acc, stride, start, count = words[t + ACC], words[t + STRIDE], start_of(words, h, t), count_of(words, h, t)
-    first = place(words, h, t, first_time)
-    if first >= count:
+    if count == 0 or words[start + (count - 1) * stride] < first_time:
         return 0
     boundary = words[start + (count - 1) * stride] // words[g + BLOCK] * words[g + BLOCK]
     at = cache_of(words, h) + words[g + CACHED]
     after = at + CACHE_HEAD + acc
     if words[at + _BOUNDARY] != boundary:
-        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _UPTO] = boundary, 0, 0
-    middle = place(words, h, t, boundary) if first_time < boundary else first
+        words[at + _BOUNDARY], words[at + _LENGTH], words[at + _DONE] = boundary, 0, 0
+    first = place_from(words, h, t, words[at + _FIRST], first_time)
+    middle = place_from(words, h, t, words[at + _MIDDLE], boundary) if first_time < boundary else first
+    words[at + _FIRST], words[at + _MIDDLE] = first, middle
     whole = first_time <= boundary
-    begin = middle + words[at + _UPTO] if whole else middle
+    begin = middle + words[at + _DONE] if whole else middle
     if begin == middle:
-        clear(words, after, acc)
+        wipe(words, after, acc)
     for i in range(begin, count):
         add_record(words, reals, t, after, start + i * stride)
-    words[at + _UPTO] = count - middle if whole else 0
+    words[at + _DONE] = count - middle if whole else 0
     if first == middle:
         return after
     _before(words, reals, h, g, at, first, middle, to)
     merge(words, reals, t, to, after)
+    fetch_closed(words, h, g)
     return to
 
 
@@ -288,7 +306,7 @@ def _latest(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, g
     """The last events by (time, partition, offset), folded oldest to newest."""
     t, to = words[g + TRACK], words[SCRATCH]
     first, end = latest_records(words, slots, entity, g, to + 5 * words[ACC_MOST])
-    clear(words, to, words[t + ACC])
+    wipe(words, to, words[t + ACC])
     for i in range(first, end):
         add_record(words, reals, t, to, words[i])
     return to if first < end else ZERO
@@ -321,7 +339,7 @@ def gathered(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, 
             base, room = at, to + words[ACC_MOST]
             continue
         if base != to:
-            copy(words, to, base, words[t + ACC])
+            move(words, to, base, words[t + ACC])
             base = to
         merge(words, reals, t, to, at)
     return base
