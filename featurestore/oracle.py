@@ -185,12 +185,13 @@ def _value(feature: Feature, events: Sequence[Event], effective: int) -> Value:
 def _of_bag(feature: Feature, held: Sequence[Event]) -> Value:
     aggregate = feature.aggregate
     found = zip(held, inputs(feature, held), strict=True)
-    rows = [(event, _cut(value)) for event, value in found if value is not None]
+    rows = [(event, value) for event, value in found if value is not None]
+    if isinstance(aggregate, bags.Distinct):
+        return len({0.0 if value == 0 else value for _, value in rows})
+    rows = [(event, _cut(value)) for event, value in rows]
     values = [value for _, value in rows]
     if isinstance(aggregate, bags.FirstN):
         return values[-aggregate.n :] if isinstance(aggregate, bags.LastN) else values[: aggregate.n]
-    if isinstance(aggregate, bags.Distinct):
-        return len({0.0 if value == 0 else value for value in values})
     if isinstance(aggregate, bags.Histogram):
         buckets = Counter(sum(value >= edge for edge in aggregate.edges) for value in values)
         return [buckets[i] for i in range(len(aggregate.edges) + 1)]
@@ -263,7 +264,8 @@ def _quantile(ordered: Sequence[float], q: float) -> Value:
         return None
     rank = q * (len(ordered) - 1)
     low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
-    return low if low == high else low + (high - low) * (rank - math.floor(rank))
+    part = rank - math.floor(rank)
+    return low if low == high else low * (1 - part) + high * part
 
 
 def _sum(values: list[Any]) -> Value:

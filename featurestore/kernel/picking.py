@@ -170,7 +170,7 @@ def _quantile(words: Words, reals: Reals, at: int, end: int, q: float, bits: int
     if part == 0:
         return low
     high = _ranked(words, reals, at, end, rank + 1, bits)
-    return low if low == high else low + (high - low) * part
+    return low if low == high else low * (1 - part) + high * part  # high - low may be infinite
 
 
 @compiled
@@ -249,10 +249,12 @@ def finish_bags(
             if not _finish_lists(words, slots, entity, g, effective, cursors, results, step):
                 return False
             continue
-        at, end = entries(words, reals, slots, entity, g, effective, cursors)
-        if at == 0:
-            return False
+        at, end = ZERO, ZERO
         for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
-            if not _finish(words, reals, bag, at, end, out, results, step):
+            if at == 0:
+                at, end = entries(words, reals, slots, entity, g, effective, cursors)
+            if at == 0 or not _finish(words, reals, bag, at, end, out, results, step):
                 return False
+            if words[out + CODE] in (MAP, DISTINCT):
+                at = ZERO  # these leave sums where entries were
     return True
