@@ -157,8 +157,8 @@ class Service:
             )
         if feature.type not in _NUMERIC:
             raise self._error(
-                f"feature {feature.full_name!r} is a {feature.type} and a model takes numbers; leave it out by naming "
-                "the view's other features one by one"
+                f"feature {feature.full_name!r} is a {feature.type} and a model takes numbers; leave it out, or derive "
+                "a number of it; a view's other features may be named one by one"
             )
 
     def _check_model(self) -> None:
