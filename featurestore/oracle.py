@@ -263,9 +263,10 @@ def _quantile(ordered: Sequence[float], q: float) -> Value:
     if not ordered:
         return None
     rank = q * (len(ordered) - 1)
-    low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
-    part = rank - math.floor(rank)
-    return low if low == high else low * (1 - part) + high * part
+    low, high, part = ordered[math.floor(rank)], ordered[math.ceil(rank)], rank - math.floor(rank)
+    if part == 0:
+        return low
+    return low + (high - low) * part if math.isfinite(high - low) else low * (1 - part) + high * part
 
 
 def _sum(values: list[Any]) -> Value:

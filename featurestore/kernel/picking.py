@@ -170,7 +170,8 @@ def _quantile(words: Words, reals: Reals, at: int, end: int, q: float, bits: int
     if part == 0:
         return low
     high = _ranked(words, reals, at, end, rank + 1, bits)
-    return low if low == high else low * (1 - part) + high * part  # high - low may be infinite
+    between = high - low
+    return low + between * part if np.isfinite(between) else low * (1 - part) + high * part
 
 
 @compiled
