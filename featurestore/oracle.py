@@ -290,7 +290,12 @@ def _deviation(values: list[Any]) -> Value:
 
 
 def _skew(values: list[Any]) -> Value:
-    return float(_moment(values, 3)) / float(_moment(values, 2)) ** 1.5 if len(set(values)) > 1 else None
+    if len(set(values)) < 2:
+        return None
+    third = _moment(values, 3)
+    return math.copysign(
+        math.sqrt(third**2 / _moment(values, 2) ** 3), third
+    )  # powers of small values may be 0 as floats
 
 
 def _kurtosis(values: list[Any]) -> Value:
@@ -312,7 +317,7 @@ def _correlation(pairs: list[Any]) -> Value:
         return None
     x, y = sum(xs) / len(xs), sum(ys) / len(ys)
     products = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / len(xs)
-    return float(products) / math.sqrt(_moment(xs, 2)) / math.sqrt(_moment(ys, 2))
+    return math.copysign(math.sqrt(products**2 / (_moment(xs, 2) * _moment(ys, 2))), products)
 
 
 _FINISHES: dict[type, Callable[[list[Any]], Value]] = {  # of the values by (time, partition, offset)
