@@ -292,10 +292,13 @@ def _deviation(values: list[Any]) -> Value:
 def _skew(values: list[Any]) -> Value:
     if len(set(values)) < 2:
         return None
-    third = _moment(values, 3)
-    return math.copysign(
-        math.sqrt(third**2 / _moment(values, 2) ** 3), third
-    )  # powers of small values may be 0 as floats
+    return _signed_root(_moment(values, 3), _moment(values, 2) ** 3)
+
+
+def _signed_root(numerator: Fraction, square: Fraction) -> float:
+    """A numerator over the root of a square, either of which may be no float: too large, or too near to 0."""
+    ratio = math.sqrt(numerator**2 / square)
+    return ratio if numerator > 0 else -ratio
 
 
 def _kurtosis(values: list[Any]) -> Value:
@@ -316,8 +319,8 @@ def _correlation(pairs: list[Any]) -> Value:
     if len(set(xs)) < 2 or len(set(ys)) < 2:
         return None
     x, y = sum(xs) / len(xs), sum(ys) / len(ys)
-    products = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / len(xs)
-    return math.copysign(math.sqrt(products**2 / (_moment(xs, 2) * _moment(ys, 2))), products)
+    products = Fraction(sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True))) / len(xs)
+    return _signed_root(products, _moment(xs, 2) * _moment(ys, 2))
 
 
 _FINISHES: dict[type, Callable[[list[Any]], Value]] = {  # of the values by (time, partition, offset)
