@@ -298,7 +298,7 @@ def _skew(values: list[Any]) -> Value:
 def _signed_root(numerator: Fraction, square: Fraction) -> float:
     """A numerator over the root of a square, either of which may be no float: too large, or too near to 0."""
     ratio = math.sqrt(numerator**2 / square)
-    return ratio if numerator > 0 else -ratio
+    return -ratio if numerator < 0 else ratio
 
 
 def _kurtosis(values: list[Any]) -> Value:
