@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
@@ -85,7 +85,7 @@ class Histogram(BagAggregate):
     def __post_init__(self) -> None:
         """Check what it was told."""
         edges = tuple(self.edges) if isinstance(self.edges, Sequence) else ()
-        good = [isinstance(e, int | float) and not isinstance(e, bool) and math.isfinite(e) for e in edges]
+        good = [isinstance(e, int | float) and not isinstance(e, bool) and abs(e) <= sys.float_info.max for e in edges]
         if not edges or not all(good) or any(a >= b for a, b in pairwise(edges)):
             raise DefinitionError(
                 f"Histogram(edges={self.edges!r}): give finite numbers in ascending order, at least one"
@@ -171,6 +171,11 @@ class CountBy(BagAggregate):
         """How many categories, and what the rest is called."""
         return {"bound": self.bound, "other": self.other}
 
+    def check(self, types: Mapping[str, str], source: str) -> None:
+        """Any category."""
+        _check_category("CountBy", self.column, types)
+        super().check(types, source)
+
     def output(self, kind: str) -> str:  # noqa: ARG002
         """A map from text to integers."""
         return "map[int]"
@@ -204,12 +209,24 @@ class SumBy(BagAggregate):
 
     def check(self, types: Mapping[str, str], source: str) -> None:
         """Numbers, by a category."""
-        Aggregate.check(Aggregate(self.column), types, source)
-        CountBy(self.by).check(types, source)
+        _check_category("SumBy", self.by, types)
+        kinds = dict(types)
+        if self.by in kinds and self.by != self.column:
+            kinds[self.by] = "int"  # it need not be a number
+        super().check(kinds, source)
 
     def output(self, kind: str) -> str:
         """A map from text to sums."""
         return "map[float]" if kind == "float" else "map[int]"
+
+
+def _check_category(here: str, column: str, types: Mapping[str, str]) -> None:
+    kind = types.get(column, "str")
+    if kind not in CATEGORIES:
+        raise DefinitionError(
+            f"{here} needs categories, and column {column!r} is a {kind}; derive a text or an int of it, such as "
+            f"col({column!r}).floor().cast(int)"
+        )
 
 
 def _check_bucket(here: str, bound: object, other: object) -> None:

@@ -172,7 +172,7 @@ class FeatureSet:
 def _checked_feature(feature: Feature) -> str:
     if feature.type not in _NUMERIC:
         raise DefinitionError(
-            f"feature {feature.full_name!r} is a {feature.type} and a model takes numbers; leave it out by naming "
-            "the view's other features one by one; derived features see it all the same"
+            f"feature {feature.full_name!r} is a {feature.type} and a model takes numbers; leave it out, or derive a "
+            "number of it; a view's other features may be named one by one, and the view among `reads`"
         )
     return feature.full_name

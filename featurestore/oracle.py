@@ -185,12 +185,13 @@ def _value(feature: Feature, events: Sequence[Event], effective: int) -> Value:
 def _of_bag(feature: Feature, held: Sequence[Event]) -> Value:
     aggregate = feature.aggregate
     found = zip(held, inputs(feature, held), strict=True)
-    rows = [(event, _cut(value)) for event, value in found if value is not None]
+    rows = [(event, value) for event, value in found if value is not None]
+    if isinstance(aggregate, bags.Distinct):
+        return len({0.0 if value == 0 else value for _, value in rows})
+    rows = [(event, _cut(value)) for event, value in rows]
     values = [value for _, value in rows]
     if isinstance(aggregate, bags.FirstN):
         return values[-aggregate.n :] if isinstance(aggregate, bags.LastN) else values[: aggregate.n]
-    if isinstance(aggregate, bags.Distinct):
-        return len({0.0 if value == 0 else value for value in values})
     if isinstance(aggregate, bags.Histogram):
         buckets = Counter(sum(value >= edge for edge in aggregate.edges) for value in values)
         return [buckets[i] for i in range(len(aggregate.edges) + 1)]
@@ -262,8 +263,10 @@ def _quantile(ordered: Sequence[float], q: float) -> Value:
     if not ordered:
         return None
     rank = q * (len(ordered) - 1)
-    low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
-    return low if low == high else low + (high - low) * (rank - math.floor(rank))
+    low, high, part = ordered[math.floor(rank)], ordered[math.ceil(rank)], rank - math.floor(rank)
+    if part == 0:
+        return low
+    return low + (high - low) * part if math.isfinite(high - low) else low * (1 - part) + high * part
 
 
 def _sum(values: list[Any]) -> Value:
@@ -287,7 +290,15 @@ def _deviation(values: list[Any]) -> Value:
 
 
 def _skew(values: list[Any]) -> Value:
-    return float(_moment(values, 3)) / float(_moment(values, 2)) ** 1.5 if len(set(values)) > 1 else None
+    if len(set(values)) < 2:
+        return None
+    return _signed_root(_moment(values, 3), _moment(values, 2) ** 3)
+
+
+def _signed_root(numerator: Fraction, square: Fraction) -> float:
+    """A numerator over the root of a square, either of which may be no float: too large, or too near to 0."""
+    ratio = math.sqrt(numerator**2 / square)
+    return -ratio if numerator < 0 else ratio
 
 
 def _kurtosis(values: list[Any]) -> Value:
@@ -308,8 +319,8 @@ def _correlation(pairs: list[Any]) -> Value:
     if len(set(xs)) < 2 or len(set(ys)) < 2:
         return None
     x, y = sum(xs) / len(xs), sum(ys) / len(ys)
-    products = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / len(xs)
-    return float(products) / math.sqrt(_moment(xs, 2)) / math.sqrt(_moment(ys, 2))
+    products = Fraction(sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True))) / len(xs)
+    return _signed_root(products, _moment(xs, 2) * _moment(ys, 2))
 
 
 _FINISHES: dict[type, Callable[[list[Any]], Value]] = {  # of the values by (time, partition, offset)

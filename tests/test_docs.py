@@ -13,8 +13,9 @@ import pytest
 
 import featurestore
 from batch.backfill import at_rows
-from featurestore import Aggregate, Corr, Entity, Source, view
+from featurestore import Aggregate, Entity, Source, view
 from featurestore.aggregates import NUMBERS, ORDERED
+from featurestore.bags import CATEGORIES, BagAggregate
 from featurestore.frames import empty_frame
 from featurestore.kernel import layout
 from featurestore.plan import compiled
@@ -23,13 +24,15 @@ PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
 PREAMBLE, *EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 ROWS = {
     name: cells
-    for name, *cells in re.findall(r"^\| `(\w+)` \| .* \| (.+?) \| (.+?) \| (0|null) \| (\d) \|$", PAGE, re.MULTILINE)
+    for name, *cells in re.findall(
+        r"^\| `(\w+)` \| .* \| (.+?) \| (.+?) \| (0|null|zeros|empty) \| (\d) \|( .+ \|)?$", PAGE, re.MULTILINE
+    )
 }
 PUBLIC = {name: getattr(featurestore, name) for name in featurestore.__all__}
 AGGREGATES = {
     name: each
     for name, each in PUBLIC.items()
-    if inspect.isclass(each) and issubclass(each, Aggregate) and each is not Aggregate
+    if inspect.isclass(each) and issubclass(each, Aggregate) and each not in (Aggregate, BagAggregate)
 }
 MAKERS = [
     name
@@ -38,12 +41,26 @@ MAKERS = [
 ]
 OPERATIONS = [name for name, each in PUBLIC.items() if inspect.getmodule(each) is featurestore.operations]
 TAKES = {"numbers": NUMBERS, "numbers, times": ORDERED, "anything": (*ORDERED, "str"), "bool": ("bool",)}
+TAKES |= {"categories": CATEGORIES}
 GIVES = {
     "int": lambda _: "int",
     "float": lambda _: "float",
     "bool": lambda _: "bool",
     "the column's": lambda kind: kind,
     "int; of floats float": lambda kind: "float" if kind == "float" else "int",
+    "list[int]": lambda _: "list[int]",
+    "list of the column's": lambda kind: f"list[{kind}]",
+    "counts of the column's": lambda kind: f"counts[{kind}]",
+    "map[int]": lambda _: "map[int]",
+    "map[int]; of floats map[float]": lambda kind: "map[float]" if kind == "float" else "map[int]",
+}
+NOTHING = {"0": [0], "null": [None], "zeros": [[0, 0]], "empty": [[], {}]}
+TOLD = {
+    "Corr": {"other": "b"},
+    "SumBy": {"by": "b"},
+    "Histogram": {"edges": [1]},
+    "FirstN": {"n": 2},
+    "LastN": {"n": 2},
 }
 EVENTS = Source("events", schema={"k": str, "x": float, "b": bool, "at": "timestamp[ms]"}, event_time="at", key="k")
 
@@ -89,13 +106,12 @@ def test_every_maker_of_windows_and_every_operation_is_described_and_used():
 @pytest.mark.parametrize("name", AGGREGATES)
 def test_the_table_of_aggregates_says_what_the_code_does(name):
     made = AGGREGATES[name]
-    takes, gives, nothing, words = ROWS[name]
+    takes, gives, nothing, words, _ = ROWS[name]
     assert set(made.accepts) == set(TAKES[takes])
-    column = "b" if takes == "bool" else "x"
-    one = made(column, other="b") if made is Corr else made(column)
+    one = made("b" if takes in ("bool", "categories") else "x", **TOLD.get(name, {}))
     assert [one.output(kind) for kind in made.accepts] == [GIVES[gives](kind) for kind in made.accepts]
     chosen = view(entity=Entity("key", key="k"), source=EVENTS, windows=["1h"])(type("Made", (), {"f": one}))
-    index_and_count = 2
+    index_and_count = 0 if isinstance(one, BagAggregate) else 2
     assert compiled(chosen).tracks[0][layout.STRIDE] == index_and_count + int(words)
     rows = at_rows(chosen, empty_frame(EVENTS), pl.DataFrame({"k": ["nobody"], "at": [0]}))
-    assert rows["f_1h"].item() == (0 if nothing == "0" else None)
+    assert rows.row(0, named=True)["f_1h"] in NOTHING[nothing]

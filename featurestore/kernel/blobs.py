@@ -14,11 +14,14 @@ from featurestore.kernel.bare import bared
 from featurestore.kernel.folding import forget
 from featurestore.kernel.gathering import forget_bags
 from featurestore.kernel.layout import (
+    BAG,
     BAGS,
+    BOUND,
     DIRTY_FIRST,
     DIRTY_NEXT,
     FIRST_TEXT,
     FORMAT,
+    GROW,
     HEAD,
     HOP,
     KEEP,
@@ -28,8 +31,10 @@ from featurestore.kernel.layout import (
     LIMIT,
     LISTS,
     NEWEST,
+    POLICY,
     SESSIONS,
     SIZES,
+    SKETCH,
     STRIDE,
     TEXTS,
     TILES,
@@ -43,6 +48,7 @@ from featurestore.kernel.layout import (
 from featurestore.kernel.lexicon import Lexicon, number_of, text_words, write_text
 from featurestore.kernel.run import new_slot
 from featurestore.kernel.runs import class_of, count_of, enlarge, place, set_count, start_of
+from featurestore.kernel.sketches import RANK_BITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -180,6 +186,18 @@ def knows_all(words: Words, slots: NDArray[np.int64], lexicon: Lexicon, mark: in
 
 
 @compiled
+def _fits(words: Words, bag: int, key: int, counted: int) -> bool:
+    """Whether a bag's record names a bucket that there is, or ranks that a register can have."""
+    if words[bag + POLICY] == GROW and words[bag + BOUND]:
+        return 0 <= key < words[bag + BOUND]
+    if words[bag + POLICY] == SKETCH and key < 0:
+        for i in range(8):
+            if counted >> 8 * i & 255 > RANK_BITS + 1:
+                return False
+    return True
+
+
+@compiled
 def _are_sound(words: Words, t: int, blob: NDArray[np.int64], at: int, tiles: int) -> bool:
     """Whether a stored run's tiles are in order, and none is expired or of the future."""
     kind, hop, newest, before, stride = words[t + KIND], words[t + HOP], blob[1], ZERO, words[t + STRIDE]
@@ -192,8 +210,12 @@ def _are_sound(words: Words, t: int, blob: NDArray[np.int64], at: int, tiles: in
                 return False
         elif index > newest or (i and index < before):
             return False
-        if kind == BAGS and i and index == before and blob[at + i * stride + 1] <= blob[at + (i - 1) * stride + 1]:
-            return False
+        if kind == BAGS:
+            key, counted = blob[at + i * stride + 1], blob[at + i * stride + 2]
+            if i and index == before and key <= blob[at + (i - 1) * stride + 1]:
+                return False
+            if not _fits(words, words[t + BAG], key, counted):
+                return False
         before = index
     return True
 

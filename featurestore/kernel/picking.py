@@ -171,7 +171,8 @@ def _quantile(words: Words, reals: Reals, at: int, end: int, q: float, bits: int
     if part == 0:
         return low
     high = _ranked(words, reals, at, end, rank + 1, bits)
-    return low if low == high else low + (high - low) * part
+    between = high - low
+    return low + between * part if np.isfinite(between) else low * (1 - part) + high * part
 
 
 @compiled
@@ -252,8 +253,10 @@ def finish_bags(
             continue
         at, end = ZERO, ZERO
         for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
-            if at == 0 or words[out + CODE] not in (QUANTILE, HISTOGRAM):  # the others move entries
+            if at == 0:
                 at, end = entries(words, reals, slots, entity, g, effective, cursors)
             if at == 0 or not _finish(words, reals, bag, at, end, out, results, step):
                 return False
+            if words[out + CODE] in (MAP, DISTINCT):
+                at = ZERO  # these leave sums where entries were
     return True

@@ -117,6 +117,8 @@ def float_of(words: Words, reals: Reals, ordered: int, bits: int, spare: int) ->
     edge = ordered << bits
     words[spare] = edge if edge >= 0 else edge ^ np.int64(0x7FFFFFFFFFFFFFFF)
     low = reals[spare]
+    if np.isnan(low):
+        return -np.inf  # which no other value shares a bin with
     if bits == 0 or ordered in (0, -1) or not np.isfinite(low):
         return 0.0 if bits and ordered in (0, -1) else low
     middle = edge + (1 << (bits - 1))

@@ -49,7 +49,7 @@ def _cost(change: Change, view: View | None, before: str | None) -> str:
     if before == view.fingerprint:
         return "nothing: the state is the same"
     return (
-        f"a new state, {state_size(view)} an entity and partition; it starts empty, unless filled by: "
+        f"a new state, of an entity on a partition {state_size(view)}; it starts empty, unless filled by: "
         f"onceflow backfill --view {view.name} --events <archive of {view.source.name}> --online"
     )
 

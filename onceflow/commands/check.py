@@ -31,15 +31,18 @@ def run(*, module: str, json: bool) -> None:
 
 
 def state_bytes(view: View) -> int | None:
-    """The most bytes that one entity's state can take on one partition; None where it keeps events, or sessions."""
+    """The most bytes that one entity's state can take on one partition; None where they grow with its events.
+
+    Texts come on top.
+    """
     words = compiled(view).state_words
     return None if words is None else words * 8
 
 
 def state_size(view: View) -> str:
     """The same in words."""
-    size = state_bytes(view)
-    return "as many bytes as its windows hold events" if size is None else f"at most {size:,} bytes"
+    size, texts = state_bytes(view), ", and its texts" if compiled(view).has_texts else ""
+    return ("in proportion to the events in its windows" if size is None else f"at most {size:,} bytes") + texts
 
 
 def span(milliseconds: int) -> str:
@@ -128,7 +131,7 @@ def _text(described: dict[str, Any]) -> str:
     for view in described["views"]:
         entity = ", ".join(view["entity"])
         lines += ["", f"view {view['name']} v{view['version']} @{view['fingerprint']}: {entity} from {view['source']}"]
-        lines += [f"  {view['state_size']} of state an entity and partition"]
+        lines += [f"  state of an entity on a partition: {view['state_size']}"]
         lines += [f"  {_feature_text(feature)}" for feature in view["features"]]
     for service in described["services"]:
         label = service["label"]

@@ -7,7 +7,7 @@ import polars as pl
 
 from batch.events import chunks, logs_of
 from batch.logged import Logged
-from featurestore import Count, Entity, Last, Mean, Source, Sum, col, derived, view
+from featurestore import Count, CountBy, Entity, Last, LastN, Mean, Source, Sum, SumBy, TopK, col, derived, view
 from featurestore.featureset import FeatureSet
 from featurestore.flow import Flow, Read
 from featurestore.frames import checked_events
@@ -52,6 +52,10 @@ class ShopPayments:
     n = Count()
     big = Count(where=col("amount") > 0.5)
     mean = Mean("amount")
+    cards = CountBy("card", bound=3)
+    spent = SumBy("amount", by="card", bound=3)
+    recent = LastN("amount", n=3)
+    regulars = TopK("card", k=2)
     share = derived(col("big_30s") / col("n_30s"))
 
 

@@ -15,14 +15,18 @@ from batch.backfill import after_event_parts, after_events, at_rows
 from batch.compare import differing
 from featurestore import (
     Count,
+    CountBy,
     DataError,
     Entity,
     Last,
+    LastN,
     Max,
     Mean,
     Source,
     Std,
     Sum,
+    SumBy,
+    TopK,
     col,
     derived,
     last,
@@ -69,6 +73,17 @@ class Varied:
 class Visits:
     n = Count()
     spent = Sum("x")
+
+
+@view(entity=KEY, source=SOURCE, windows=["20s", last(3)])
+class Listed:
+    by = CountBy("s")
+    sums = SumBy("x", by="s", windows=["20s"])
+    top = TopK("s", k=2)
+    recent = LastN("x", n=2)
+    text = Last("s")
+    mean = derived(col("recent_20s").list.mean())
+    of_p = derived(col("by_20s").map.get("p"))
 
 
 VIEWS = [Lately, Grouped, Varied]
@@ -268,3 +283,35 @@ def test_events_that_the_stream_refuses_have_no_row():
     events = frame_of(source, rows)
     assert after_events(made, events)["_offset"].to_list() == [0, 2]
     assert at_rows(made, events, pl.DataFrame({"k": ["a"], "at": [5]}))["s_1m"].item() == 2**62 + 1
+
+
+LISTED = {
+    "by_20s": pl.Map(pl.String(), pl.Int64()),
+    "by_last_3": pl.Map(pl.String(), pl.Int64()),
+    "sums_20s": pl.Map(pl.String(), pl.Float64()),
+    "top_20s": pl.List(pl.Struct({"value": pl.String(), "count": pl.Int64()})),
+    "top_last_3": pl.List(pl.Struct({"value": pl.String(), "count": pl.Int64()})),
+    "recent_20s": pl.List(pl.Float64()),
+    "recent_last_3": pl.List(pl.Float64()),
+    "text_20s": pl.String(),
+    "text_last_3": pl.String(),
+    "mean": pl.Float64(),
+    "of_p": pl.Int64(),
+}
+
+
+def test_lists_and_maps_have_their_types_and_are_the_oracles_in_both_kinds_of_history():
+    texts = ["p", "q", None, "p", "r", "p"]
+    events = numbered(event(1_000 * n, partition=n % 2, s=s, x=n / 4) for n, s in enumerate(texts))
+    frame = frame_of(SOURCE, log_order(events))
+    after = after_events(Listed, frame).sort("_time")
+    rows = at_rows(Listed, frame, after.select("k", "_time"))
+    for found in (after, rows, after_events(Listed, frame[:0])):
+        assert dict(found.select(*Listed.outputs).schema) == LISTED
+    assert [name for name in LISTED if differing(after[name], rows[name]).any()] == []
+    for row in after.iter_rows(named=True):
+        seen = [each for each in events if each["_time"] <= row["_time"]]
+        _, want = oracle.features(Listed, seen, ("a",), row["_time"])
+        same({name: row[name] for name in want}, want)
+        assert row["mean"] == sum(row["recent_20s"]) / len(row["recent_20s"])
+        assert row["of_p"] == want["by_20s"].get("p")

@@ -29,7 +29,7 @@ def test_the_archive_is_read_in_order_of_partition_and_offset(tmp_path, events, 
 
 
 def test_only_the_columns_that_are_wanted_are_kept(tmp_path, events):
-    assert columns_of(ShopPayments) == ["shop", "amount"]
+    assert columns_of(ShopPayments) == ["shop", "card", "amount"]
     assert columns_of(CardPayments) == ["card", "amount", "doubled"]
     found = read_events(payments, tmp_path / "events", ["card", "doubled"])
     assert found.columns == ["card", "doubled", "_partition", "_offset", "_timestamp", "_time"]

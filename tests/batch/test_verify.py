@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from batch.compare import differing
@@ -133,6 +134,41 @@ def test_a_changed_row_of_the_mirror_is_found(done, made):
     assert f"features/{made.name} 0:17: {column or 'n_1m'} is" in report.examples[0]
 
 
+def changed_list(rows):
+    """The rows with the last bit of one float of one list flipped."""
+    lists = rows["recent_30s"].to_list()
+    lists[17][-1] = float(np.nextafter(lists[17][-1], 2))
+    return rows.with_columns(pl.Series("recent_30s", lists))
+
+
+def longer_list(rows):
+    lists = rows["regulars_30s"].to_list()
+    lists[17].append({"value": "c1", "count": 1})
+    return rows.with_columns(pl.Series("regulars_30s", lists))
+
+
+def changed_map(rows):
+    entries = pl.select(rows["cards_30s"].map.entries()).to_series().to_list()
+    entries[17][0]["value"] += 1
+    made = pl.Series(entries, dtype=pl.List(pl.Struct({"key": pl.String, "value": pl.Int64}))).to_arrow()
+    keys, values = made.flatten().field("key"), made.flatten().field("value")
+    return rows.with_columns(
+        pl.Series("cards_30s", pa.MapArray.from_arrays(made.offsets.cast(pa.int32()), keys, values))
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "alter"),
+    [("recent_30s", changed_list), ("regulars_30s", longer_list), ("cards_30s", changed_map)],
+)
+def test_a_changed_value_of_a_list_or_map_is_found(done, column, alter):
+    folder, store = done
+    change(folder, "features/shop_payments", alter)
+    report = verified(folder, store)
+    assert report.mirror_mismatched == 1
+    assert f"features/shop_payments 0:17: {column} is" in report.examples[0]
+
+
 @pytest.mark.parametrize(
     ("alter", "count"),
     [
@@ -210,3 +246,37 @@ def test_differing_tells_bits_apart_that_numbers_do_not():
     assert differing(left, right).tolist() == [True, False, False, False, True]
     assert differing(pl.Series([1, None]), pl.Series([1, 2])).tolist() == [False, True]
     assert differing(pl.Series([1]), pl.Series([1.0])).tolist() == [True]
+
+
+NAN = float("nan")
+COUNTS = pl.List(pl.Struct({"value": pl.Float64, "count": pl.Int64}))
+MAPS = pa.map_(pa.string(), pa.float64())
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "wrong"),
+    [
+        (pl.Series([[1], [], None, [1, 2]]), pl.Series([[1], [], None, [1, 2]]), []),
+        (pl.Series([[1], [], None, [1, 2]]), pl.Series([[2], [], None, [1, 2]]), [0]),
+        (pl.Series([[1], [], None, [1, 2]]), pl.Series([[1], None, [], [1]]), [1, 2, 3]),
+        (pl.Series([[0.0, NAN], [None, 1.0]]), pl.Series([[0.0, NAN], [None, 1.0]]), []),
+        (pl.Series([[0.0, NAN], [None, 1.0]]), pl.Series([[-0.0, NAN], [0.0, 1.0]]), [0, 1]),
+        (pl.Series([["a", None], ["b"]]), pl.Series([["a", ""], ["b"]]), [0]),
+        (pl.Series([[], None], dtype=pl.List(pl.Int64)), pl.Series([None, []], dtype=pl.List(pl.Int64)), [0, 1]),
+        (
+            pl.Series([[(0.0, 2)], [(1.0, 1), (2.0, 1)]], dtype=COUNTS),
+            pl.Series([[(-0.0, 2)], [(1.0, 1), (2.0, 3)]], dtype=COUNTS),
+            [0, 1],
+        ),
+        (
+            pl.Series(pa.array([[("a", 1.0)], [("a", NAN)], None, [], [("a", 1.0), ("b", None)]], MAPS)),
+            pl.Series(pa.array([[("b", 1.0)], [("a", NAN)], [], [], [("a", 1.0), ("b", 0.0)]], MAPS)),
+            [0, 2, 4],
+        ),
+        (pl.Series([[1]]), pl.Series([[1.0]]), [0]),
+    ],
+)
+def test_differing_looks_into_lists_and_maps(left, right, wrong):
+    assert np.flatnonzero(differing(left, right)).tolist() == wrong
+    assert np.flatnonzero(differing(right, left)).tolist() == wrong
+    assert not differing(left, left).any()

@@ -8,7 +8,7 @@ import polars as pl
 from featurestore import Entity, Source, view
 from featurestore.engine import NO_ENTITY, ViewState
 from featurestore.expressions import TYPES
-from featurestore.frames import META, entity_codes, feature_columns, lane_inputs, with_derived
+from featurestore.frames import META, checked_events, entity_codes, feature_columns, lane_inputs, with_derived
 from featurestore.kernel import Steps
 from featurestore.keys import encode_entity
 from featurestore.plan import compiled
@@ -82,6 +82,19 @@ def values_of(plan, results, step, texts=None):
     values = {feature.name: columns[feature.name][0].as_py() for feature in plan.outputs}
     maps = {f.name for f in plan.outputs if f.type.startswith("map") and values[f.name] is not None}
     return {name: dict(value) if name in maps else value for name, value in values.items()}
+
+
+def fold(state, *, partition=0, first=0, times=None, **columns):
+    """Fold many events of entity "a", by default all at noon, looking at no feature in between."""
+    count = len(next(iter(columns.values())))
+    told = {"k": pl.repeat("a", count, eager=True), "at": np.full(count, NOON) if times is None else times, **columns}
+    frame = pl.DataFrame(told).with_columns(pl.lit(None).alias(c) for c in SOURCE.schema if c not in told)
+    frame = checked_events(SOURCE, frame)
+    (number,) = state.number([encode_entity(("a",))])
+    every, offsets = np.arange(count), first + np.arange(count)
+    steps = Steps(every, np.full(count, number), np.full(count, partition), frame["_time"].to_numpy(), offsets)
+    state.run(steps, lane_inputs(state.plan, frame, state.texts), emit=False)
+    return state
 
 
 def bits(state, work):

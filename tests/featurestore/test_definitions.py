@@ -12,10 +12,12 @@ import pytest
 import featurestore
 from featurestore import (
     Count,
+    CountBy,
     DefinitionError,
     Entity,
     First,
     Last,
+    LastN,
     Max,
     Mean,
     Min,
@@ -23,6 +25,7 @@ from featurestore import (
     Source,
     Std,
     Sum,
+    TopK,
     View,
     aggregates,
     col,
@@ -305,3 +308,20 @@ def test_the_spec_is_plain_data():
         "window": {"label": "5m", "kind": "tiles", "length": 300_000, "hop": 5_000, "delay": 0},
     }
     assert [each["name"] for each in spec["derived"]] == ["share"]
+
+
+def test_derived_features_look_into_lists_and_maps():
+    class Visits:
+        shops = CountBy("merchant")
+        spent = LastN("amount", n=3)
+        top = TopK("merchant", k=2)
+        groceries = derived(col("shops_1h").map.get("grocery"))
+        typical = derived(col("spent_1h").list.mean())
+        best = derived(col("top_1h").list.first().struct.field("value"))
+
+    made = view(entity=Entity("card", key="card_id"), source=transactions, windows=["1h"])(Visits)
+    types = [made.outputs[name] for name in ("groceries", "typical", "best", "shops_1h", "spent_1h", "top_1h")]
+    assert types == ["int", "float", "str", "map[int]", "list[float]", "counts[str]"]
+    Visits.list_itself = derived(col("spent_1h").list.reverse())
+    with pytest.raises(DefinitionError, match=r"'list_itself': .* gives List\(Float64\); cast it to a number"):
+        view(entity=Entity("card", key="card_id"), source=transactions, windows=["1h"])(Visits)

@@ -194,6 +194,33 @@ def test_frames_of_any_library_give_the_same_bytes(tmp_path):
     assert files(tmp_path / "plain") == files(tmp_path / "views") == files(tmp_path / "coded")
 
 
+def test_lists_and_maps_are_columns_of_their_own_types_whatever_library_made_them(tmp_path):
+    counts = pa.list_(pa.struct([("value", pa.string()), ("count", pa.int64())]))
+    columns = {
+        "numbers": pa.array([[0.5, float("nan")], [], None, [None]], pa.list_(pa.float64())),
+        "tops": pa.array([[("a", 2), ("", 1)], [], None, [(None, 3)]], counts),
+        "by": pa.array([[("b", 1), ("a", None)], [], None, [("", 0)]], pa.map_(pa.string(), pa.int64())),
+    }
+    plain = rows(0, 4).append_column("numbers", columns["numbers"])
+    plain = plain.append_column("tops", columns["tops"]).append_column("by", columns["by"])
+    views = pl.DataFrame(plain).to_arrow(compat_level=pl.CompatLevel.newest())
+    for name, table in [("plain", plain), ("views", views)]:
+        writer = GridWriter(tmp_path / name, 0, SIZE)
+        writer.append(table[:2], 2)
+        writer.flush()
+        writer = GridWriter(tmp_path / name, 0, SIZE)  # which takes the open file up
+        writer.append(table[2:], 4)
+        writer.flush()
+    assert files(tmp_path / "plain") == files(tmp_path / "views")
+    read = read_table(tmp_path / "plain")
+    for name, column in columns.items():
+        assert read.schema.field(name).type.equals(column.type), name
+        assert repr(read[name].to_pylist()) == repr(column.to_pylist())
+    scanned = scan(tmp_path / "plain").collect()
+    assert scanned.equals(pl.DataFrame(read), null_equal=True)
+    assert scanned.schema["by"] == pl.Map(pl.String(), pl.Int64())
+
+
 def test_the_position_in_the_feed_is_stored_with_the_rows_it_led_to(tmp_path):
     writer = GridWriter(tmp_path, 0, SIZE)
     writer.append(rows(0, 4), 4, 100)

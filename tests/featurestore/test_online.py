@@ -12,10 +12,12 @@ import time
 import pytest
 import redis
 
+from featurestore import CountBy, Distinct, Last, LastN, SumBy, TopK
 from featurestore.errors import ConfigError, FormatError, GapError, StateError, UnavailableError
 from featurestore.keys import key_prefix, position_key
 from featurestore.online import Commit, Position, connect
 from featurestore.stores import DROPPING
+from tests.featurestore.helpers import NOON, do, event, made, numbered, read, state_of
 from tests.featurestore.redis_server import SERVERS, CuttingProxy, RedisServer
 
 VIEW = "activity@c0ffee"
@@ -423,3 +425,26 @@ def test_what_is_not_redis_is_named_so():
                     await store.ping()
 
     asyncio.run(main())
+
+
+def test_lists_maps_and_texts_come_back_from_redis_in_another_process(server):
+    features = {"by": CountBy("s"), "sums": SumBy("x", by="s"), "top": TopK("s", k=2), "all": LastN("s", n=3)}
+    made_of = made(features | {"n": Distinct("s", bound=2), "text": Last("s")}, windows=["5s", "lifetime"])
+    mine, other = state_of(made_of), state_of(made_of)
+    texts = ["grocery", "", "a\0b", "\u20ac" * 300, None, "grocery"]
+    do(mine, numbered(event(NOON + 900 * n, s=s, x=n / 3) for n, s in enumerate(texts)))
+
+    async def main():
+        async with opened(server.url) as store:
+            place = (made_of.key, "events", 0)
+            await store.claim(*place, "me")
+            [change] = mine.take_changes()
+            await store.commit([Commit(*place, "me", 0, 6, mine.clock(0), change.entities, change.blobs, first=True)])
+            [[blob]] = await store.read(made_of.key, "events", 1, [b"sa"])
+            return blob
+
+    other.number([b"sa"])
+    other.load(0, 0, asyncio.run(main()))
+    assert read(other, as_of=NOON) == read(mine, as_of=NOON)
+    assert read(other)["all_lifetime"] == ["a\0b", "\u20ac" * 256, "grocery"]
+    assert other.blobs(0) == mine.blobs(0)

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from river import linear_model, optim, preprocessing
 
-from featurestore import Count, Entity, Last, Mean, Source, col, derived, view
+from featurestore import Count, Entity, Last, LastN, Mean, Source, col, derived, view
 from learner import Label, Service
 
 HOUR = 3_600_000
@@ -50,6 +50,7 @@ class OriginTraffic:
 class Seen:
     last = Last("at")
     times = Count()
+    numbers = LastN("delay", n=3)
 
 
 @view(

@@ -62,6 +62,10 @@ def test_services_of_columns_alone_or_of_views_alone_work():
         ({"features": [Seen]}, "'seen:last_1d' is a timestamp.* one by one"),
         ({"features": [OriginDelays, derived(col("distance"))]}, "derived feature '': give it a name"),
         ({"features": ["distance"], "reads": [Codes]}, "looked up by 'delay_code'"),
+        (
+            {"features": [Seen.numbers_1d]},
+            "'seen:numbers_1d' is a list.* and a model takes numbers; leave it out, or derive a number of it",
+        ),
         ({"features": [OriginDelays, OriginDelays.delay_1h]}, "origin_delays:delay_1h is there more than once"),
         ({"batch": 0}, "batch must be"),
         ({"batch": 1.5}, "batch must be"),

@@ -29,7 +29,7 @@ from serving.partitioners import partition_of
 from tests.serving.helpers import Groups, Pairs
 
 DEFINITIONS = """
-from featurestore import Count, Entity, Last, Source, Sum, derived, col, view
+from featurestore import Count, CountBy, Entity, Last, LastN, Source, Sum, SumBy, TopK, derived, col, view
 
 payments = Source("{prefix}payments", schema={{"card": str, "shop": int, "amount": float, "at": "timestamp[ms]"}},
                   event_time="at", key="card", partitioner="crc32")
@@ -43,6 +43,14 @@ class Cards:
 @view(entity=Entity("shop", key="shop"), source=payments, windows=["1h"])
 class Shops:
     sales = Count()
+
+@view(entity=Entity("shop", key="shop"), source=payments, windows=["1h"])
+class Regulars:
+    cards = CountBy("card")
+    spent = SumBy("amount", by="card")
+    top = TopK("card", k=1)
+    sizes = LastN("amount", n=2)
+    who = Last("card")
 """
 AT = 1_700_000_000_000
 PARTITIONS = 3
@@ -69,7 +77,7 @@ async def fold(url, views):
         frame = checked_events(made.source, pl.DataFrame(rows))
         state = ViewState(compiled(made), PARTITIONS)
         codes, keys = entity_codes(frame, made.entity.keys)
-        partition = 0 if made.name == "shops" else partition_of("crc32", b"[red]7", PARTITIONS)
+        partition = 0 if made.entity.name == "shop" else partition_of("crc32", b"[red]7", PARTITIONS)
         partitions = frame["_partition"].to_numpy().astype("int64") + partition
         offsets = frame["_offset"].to_numpy()
         steps = Steps(offsets, state.number(keys)[codes], partitions, frame["_time"].to_numpy(), offsets)
@@ -112,6 +120,22 @@ def test_get_as_json(project):
         "newest_event": AT + 1,
         "features": {"sales_1h": 2},
     }
+
+
+def test_get_prints_lists_and_maps_as_json_both_ways(project):
+    values = {
+        "cards_1h": {"[red]7": 2},
+        "spent_1h": {"[red]7": 0.30000000000000004},
+        "top_1h": [{"value": "[red]7", "count": 2}],
+        "sizes_1h": [0.1, 0.2],
+        "who_1h": "[red]7",
+    }
+    shown = json.loads(get("regulars", "--json", "--as-of", str(AT), "--", "-3").stdout)
+    assert shown["features"] == values
+    table = get("regulars", "--as-of", str(AT), "--", "-3").stdout
+    for name, value in values.items():
+        assert name in table
+        assert json.dumps(value) in table
 
 
 def test_an_unknown_entity_is_one_line_and_exit_code_1(project):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import polars as pl
 import pytest
@@ -114,6 +115,38 @@ def test_check_shows_all_that_is_defined():
     assert len(shown["views"]) == 10
     assert shown["services"][0]["inputs"][0] == "origin_departures:flights_1h"
     assert all(made["state_bytes_per_entity"] > 0 for made in shown["views"])
+
+
+LISTS = """
+from featurestore import CountBy, Distinct, Entity, LastN, Source, session, view
+
+shop = Entity("shop", key="shop")
+sales = Source("sales", schema={"shop": str, "card": str, "at": "timestamp[ms]"}, event_time="at", key="shop")
+
+@view(entity=shop, source=sales, windows=["lifetime"])
+class Hashes:
+    cards = Distinct("card", bound=10)
+
+@view(entity=shop, source=sales, windows=["lifetime"])
+class Texts:
+    cards = CountBy("card", bound=10)
+
+@view(entity=shop, source=sales, windows=[session("1h")])
+class Visits:
+    cards = LastN("card", n=2)
+"""
+
+
+def test_check_says_what_states_take_with_bags_texts_and_sessions(project):
+    (project / "lists.py").write_text(LISTS)
+    text = run("check", "-m", "lists.py").stdout
+    registers, categories = 8 * (3 + 1 + 256 * 3), 8 * (3 + 1 + (10 + 1) * 3)
+    assert f"state of an entity on a partition: at most {registers:,} bytes\n" in text
+    assert f"state of an entity on a partition: at most {categories:,} bytes, and its texts\n" in text
+    assert "state of an entity on a partition: in proportion to the events in its windows, and its texts\n" in text
+    assert re.search(r"cards_session_1h +list\[str\] +LastN\(card\) over the session", text)
+    shown = json.loads(run("check", "-m", "lists.py", "--json").stdout)
+    assert [made["state_bytes_per_entity"] for made in shown["views"]] == [registers, categories, None]
 
 
 def define(project, version=1, derived=""):

@@ -2,28 +2,46 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 
 import numpy as np
 import pytest
 from river import linear_model, preprocessing
 
-from featurestore import UnavailableError, col, derived, one_hot
+from featurestore import (
+    CountBy,
+    Entity,
+    FirstN,
+    Last,
+    LastN,
+    SumBy,
+    TopK,
+    UnavailableError,
+    col,
+    derived,
+    one_hot,
+    view,
+)
 from featurestore.keys import state_key
 from featurestore.memory import MemoryStore
 from featurestore.online import connect
 from featurestore.stores import Commit
+from featurestore.texts import code_of
 from learner import Label, Service
 from learner.models import compile_model
 from learner.store import ModelStore
-from serving.api import catalog
+from serving.api import build_application, catalog
 from serving.http import MAX_BODY
 from serving.messages import openapi
-from tests.featurestore.helpers import read
+from serving.reader import FeatureReader
+from tests.featurestore.helpers import event, numbered, read
 from tests.serving.helpers import (
     HOUR,
     MINUTE,
+    NO_MODELS,
     NOW,
     SCHEMA,
+    TOPICS,
     VIEWS,
     Cards,
     Groups,
@@ -121,6 +139,49 @@ def test_values_are_the_engines_own_to_the_last_bit():
 def test_integers_beyond_doubles_stay_exact():
     _, answer = ask({"features": ["groups:biggest_lifetime"], "entities": {"g": [2]}})
     assert answer["results"][1]["values"] == [9_007_199_254_740_993]
+
+
+@view(entity=Entity("card", key="k"), source=events, windows=["lifetime"])
+class Listed:
+    shops = CountBy("s")
+    spent = SumBy("x", by="s")
+    exactly = SumBy("i", by="s")
+    top = TopK("s", k=1)
+    sizes = LastN("x", n=3)
+    flags = FirstN("b", n=2)
+    shop = Last("s")
+
+
+def test_lists_are_arrays_and_maps_are_objects_with_null_for_what_json_has_not():
+    rows = [("p", 0.5, 2**53 + 1), ("", math.inf, 7), ("p", -0.25, None), ("\u20ac", -math.inf, 2**63 - 1)]
+    rows += [("\u20ac", 1.0, 1)]
+    history = numbered(event(NOW - 9 + n, s=s, x=x, i=i, b=n > 0) for n, (s, x, i) in enumerate(rows))
+
+    async def main():
+        store = MemoryStore(lambda: NOW)
+        await put(store, folded(Listed, history))
+        reader = FeatureReader([Listed], store, TOPICS, lambda: NOW)
+        options = {"store": store, "reader": reader, "models": NO_MODELS, "now": lambda: NOW}
+        application = build_application({"listed": Listed}, {}, **options)
+        names = [f"listed:{name}" for name in Listed.outputs]
+        body = {"features": names, "entities": {"k": ["a", "nobody"]}}
+        return await application.answer("POST", "/get-online-features", json.dumps(body).encode())
+
+    reply = asyncio.run(main())
+    assert reply.status == 200
+    answer = json.loads(reply.body)
+    assert first_of(answer) == {
+        "k": "a",
+        "shops_lifetime": {"p": 2, "\u20ac": 2, "": 1},
+        "spent_lifetime": {"": None, "\u20ac": None, "p": 0.25},
+        "exactly_lifetime": {"p": 2**53 + 1, "": 7, "\u20ac": None},
+        "top_lifetime": [{"value": min("p", "\u20ac", key=code_of), "count": 2}],
+        "sizes_lifetime": [-0.25, None, 1.0],
+        "flags_lifetime": [False, True],
+        "shop_lifetime": "\u20ac",
+    }
+    assert [vector["values"][1] for vector in answer["results"][1:]] == [None] * 7
+    assert {status for vector in answer["results"][1:] for status in vector["statuses"]} == {"PRESENT", "NOT_FOUND"}
 
 
 def test_windows_decay_as_of_later_times():

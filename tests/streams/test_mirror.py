@@ -8,10 +8,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+from batch.backfill import after_events
+from batch.compare import differing
+from featurestore import CountBy, Entity, Last, LastN, SumBy, TopK, view
 from featurestore.errors import GapError
 from streams.messages import feature_messages, prediction_messages
 from streams.mirror import Mirror, archive_table, decode_features, predictions_decoder
 from streams.transport import Batch
+from tests.featurestore.helpers import SOURCE, event, frame_of, numbered
 from tests.streams.test_messages import Visits, features, prediction
 from tests.streams.working import table
 
@@ -152,6 +156,31 @@ def test_any_engine_reads_the_files(tmp_path):
     files = f"{tmp_path}/features/visits/**/*.parquet"
     query = f"select count(*), max(n_1m), min(partition) from read_parquet('{files}', hive_partitioning=true)"
     assert duckdb.sql(query).fetchall() == [(100, 99, 0)]
+
+
+@view(entity=Entity("key", key="k"), source=SOURCE, windows=["1m"])
+class Listed:
+    by = CountBy("s")
+    sums = SumBy("x", by="s")
+    top = TopK("x", k=2)
+    texts = LastN("s", n=2)
+    text = Last("s")
+
+
+def test_lists_and_maps_go_through_the_feed_into_the_files_unchanged(tmp_path):
+    rows = enumerate(["shop", "", None, "\u20ac" * 300] * 10)
+    events = numbered(event(1_000 * n, s=s, x=[0.5, -0.0, None, 1e300][n % 3]) for n, s in rows)
+    frame = after_events(Listed, frame_of(SOURCE, events))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streams.messages.MESSAGE_BYTES", 5_000)
+        values = [m.value for m in feature_messages(Listed, frame, {("events", 0): (0, len(events))})]
+    assert len(values) > 3
+    feed = Feed()
+    feed.values = values
+    asyncio.run(follow(feed, tmp_path, [1, 2]))
+    found = table(tmp_path / "features/visits")
+    for name in Listed.outputs:
+        assert not differing(found[name], frame[name]).any(), name
 
 
 def test_the_archive_has_the_sources_columns_and_the_records_place():
