@@ -48,7 +48,8 @@ _NOTHING = np.zeros(0, np.int64)
 class _Take:
     """What a track of the new plan takes: from columns `old` of track `track` (None: nothing) to its columns `new`.
 
-    `missing` are its ops that the part has; `part` is the number of the part's track with them, None for nothing.
+    `missing` are its ops that the part has; `part` is the number of the part's track with them, None for nothing. Of
+    tiles that the old track does not keep as long, the part has all, and what it takes is right for `keep` ms.
     """
 
     track: int | None
@@ -56,6 +57,7 @@ class _Take:
     new: Words
     missing: tuple[int, ...] = ()
     part: int | None = None
+    keep: int = ENDLESS
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Graft:
         for row in self.new.groups:
             take = self.takes[row[at.TRACK]]
             for out in self.new.outs[row[at.FIRST_OUT] : row[at.END_OUT]]:
-                if take.part is None or (take.track is not None and out[at.OUT_WORD] in take.new):
+                taken = take.track is not None and out[at.OUT_WORD] in take.new
+                if take.part is None or (taken and row[at.LENGTH] + row[at.DELAY] <= take.keep):
                     kept += [self.new.outputs[j] for j in out[at.OUTPUT :] if j >= 0]
         return kept
 
@@ -134,11 +137,14 @@ def _take(old: Plan, new: Plan, row: Row, number: int) -> _Take:
     ops = tuple(range(row[at.FIRST_OP], row[at.END_OP]))
     everything = _Take(None, _NOTHING, _NOTHING, ops, 0)
     like = [i for i, other in enumerate(old.tracks) if _track(old, other) == _track(new, row)]
-    if not like or old.tracks[like[0]][at.KEEP] < row[at.KEEP] or old.tracks[like[0]][at.LIMIT] < row[at.LIMIT]:
+    if not like:
         return everything
     (track,) = like
+    shorter = old.tracks[track][at.KEEP] < row[at.KEEP] or old.tracks[track][at.LIMIT] < row[at.LIMIT]
     if row[at.KIND] in (at.TILES, at.SESSIONS):
-        return _take_ops(old, new, track, ops, first=1 + (row[at.KIND] == at.SESSIONS))
+        return _take_ops(old, new, track, ops, all_anew=shorter)
+    if shorter:
+        return everything
     if row[at.BAG]:
         return _Take(track, np.arange(row[at.STRIDE]), np.arange(row[at.STRIDE]))
     places = {_lane(old, lane): place for place, lane in enumerate(old.track_lanes[track])}
@@ -148,24 +154,24 @@ def _take(old: Plan, new: Plan, row: Row, number: int) -> _Take:
     return _Take(track, np.array([places[lane] for lane in wanted]), np.arange(len(wanted)))
 
 
-def _take_ops(old: Plan, new: Plan, track: int, ops: Sequence[int], first: int) -> _Take:
-    """The primitives that an old track of tiles or sessions has; `first` words of a tile say which it is."""
+def _take_ops(old: Plan, new: Plan, track: int, ops: Sequence[int], *, all_anew: bool) -> _Take:
+    """The primitives that an old track of tiles or sessions has."""
     row, found = old.tracks[track], dict[tuple[Hashable, int, float], int]()
     bundles = _BUNDLES if row[at.KIND] == at.TILES else {}
     for o in range(row[at.FIRST_OP], row[at.END_OP]):
         found |= dict(_units(old, o, bundles))
-    frame = np.arange(first)
+    frame = np.arange(2 if row[at.KIND] == at.SESSIONS else 1)
     columns, missing = [(frame, frame)], []
     for o in ops:
         units = list(_units(new, o, bundles))
-        if any(unit not in found for unit, _ in units):
+        there = all(unit in found for unit, _ in units)
+        if all_anew or not there:
             missing.append(o)
-            continue
-        for unit, word in units:
+        for unit, word in units if there else ():
             size = np.arange(prim.WORDS[unit[1]])
             columns.append((found[unit] + size, word + size))
     old_columns, new_columns = (np.concatenate(each) for each in zip(*columns, strict=True))
-    return _Take(track, old_columns, new_columns, tuple(missing), 0 if missing else None)
+    return _Take(track, old_columns, new_columns, tuple(missing), 0 if missing else None, row[at.KEEP])
 
 
 def _units(
