@@ -278,16 +278,19 @@ def _joined(row: Row, take: _Take, kept: Words | None, lacking: Words | None) ->
         return _records(row, take, kept)
     if lacking is None:
         lacking = np.zeros((0, row[at.STRIDE]), np.int64)
-    if row[at.KIND] == at.TILES:
-        indices = np.union1d(kept[:, 0], lacking[:, 0])
-        ours, theirs = np.searchsorted(indices, kept[:, 0]), np.searchsorted(indices, lacking[:, 0])
-    else:
+    count, ours, theirs = len(kept), np.arange(len(kept)), np.arange(len(lacking))
+    if row[at.KIND] == at.SESSIONS:
         # The old state knows all of a session, history may lack its beginning: but both know its last event.
-        indices, ours = kept[:, 0], np.arange(len(kept))
-        theirs = _found(kept[:, 1], lacking[:, 1]) if row[at.KIND] == at.SESSIONS else _NOTHING
-        lacking = lacking[theirs >= 0]
-        theirs = theirs[theirs >= 0]
-    out = np.zeros((len(indices), row[at.STRIDE]), np.int64)
+        theirs = _found(kept[:, 1], lacking[:, 1])
+        lacking, theirs = lacking[theirs >= 0], theirs[theirs >= 0]
+    elif len(lacking) and not np.array_equal(kept[:, 0], lacking[:, 0]):
+        indices = np.union1d(kept[:, 0], lacking[:, 0])
+        count, ours, theirs = (
+            len(indices),
+            np.searchsorted(indices, kept[:, 0]),
+            np.searchsorted(indices, lacking[:, 0]),
+        )
+    out = np.zeros((count, row[at.STRIDE]), np.int64)
     out[theirs] = lacking
     out[ours[:, None], take.new] = kept[:, take.old]
     return out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import compress
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from batch.refolding import may_overflow, refolded
+from batch.refolding import late_events, may_overflow, refolded
 from featurestore import (
     Count,
     CountBy,
@@ -100,6 +102,36 @@ def test_a_graft_is_a_full_replay(change, cut):
     assert states == stored(whole)
     assert bits(after, events[cut:]) == bits(whole, events[cut:])
     assert stored(after) == stored(whole)
+
+
+@settings(max_examples=100)
+@given(changes(), st.integers(0, 25), st.integers(0, 25))
+def test_what_is_kept_is_right_though_history_lacks_its_beginning(change, begin, cut):
+    old, new, events = change
+    frames = frame_of(new.source, events[:cut]), frame_of(new.source, events[begin:cut])
+    lates = [late_events(compiled(made), frames[0], PARTITIONS) for made in (old, new)]
+    assume((lates[0] == lates[1]).all())
+    assume((lates[1][begin:] == late_events(compiled(new), frames[1], PARTITIONS)).all())
+    assume(not any(may_overflow(compiled(made), frame_of(new.source, events)) for made in (old, new)))
+    whole, before, after = state_of(new), state_of(old), state_of(new)
+    do(whole, events[:cut])
+    do(before, events[:cut])
+    graft = grafting(before.plan, after.plan)
+    part = refolded(graft, frames[1], PARTITIONS, whole=False)
+    for partition in range(PARTITIONS):
+        if before.clock(partition) is not None:
+            after.set_clock(partition, before.clock(partition))
+        for entity, blob in part.states(graft, partition, before.blobs(partition)).items():
+            after.load(int(after.number([entity])[0]), partition, blob)
+    assert kept_bits(graft, after, events[cut:]) == kept_bits(graft, whole, events[cut:])
+
+
+def kept_bits(graft, state, work):
+    """All that comes of the features that are kept."""
+    kept = [feature in graft.kept for feature in state.plan.outputs]
+    return [
+        (list(compress(words, kept)), list(compress(valid, kept)), *more) for words, valid, *more in bits(state, work)
+    ]
 
 
 def lacking(old, new):
