@@ -12,7 +12,7 @@ from batch.archive import below
 from batch.handover import claim
 from batch.refolding import may_overflow, refolded
 from featurestore.definitions import View
-from featurestore.errors import DefinitionError, StateError
+from featurestore.errors import DefinitionError, FormatError, StateError
 from featurestore.grafting import Graft, graft_of
 from featurestore.stores import UNFINISHED, Commit, OnlineStore, Position, time_to_live
 
@@ -43,11 +43,11 @@ async def older(
     """
     for spec in reversed(list(specs)):
         key = f"{spec['view']}@{spec['fingerprint']}"
-        if key != view.key and any(await store.positions(key, spec["source"], partitions)):
-            try:
+        try:
+            if key != view.key and any(await store.positions(key, spec["source"], partitions)):
                 return graft_of(spec, view), ""
-            except DefinitionError as error:
-                return None, str(error)
+        except (DefinitionError, FormatError) as error:
+            return None, str(error)
     return None, ""
 
 
@@ -58,8 +58,8 @@ async def take_over(
 
     `events`, with the columns that both definitions read, and `ends` are as for `hand_over`, which goes on from there.
     Partitions on which the view has states are left as they are, and old states everywhere: what was interrupted may
-    be run again. Raises StateError, with nothing written, where the events neither reach the old states nor begin with
-    the log; and while a worker writes the old states.
+    be run again. Raises StateError, with nothing written, while a worker writes the old states; and where these are of
+    no use, but the events do not begin with the log either.
     """
     old, view, partitions = graft.old.view, graft.new.view, max(ends, default=0) + 1
     there = await store.positions(view.key, view.source.name, partitions)
@@ -78,7 +78,12 @@ async def take_over(
     folded = refolded(graft, below(events, upto), partitions, whole=not since)
     count = 0
     for partition, position in wanted.items():
-        states = folded.states(graft, partition, await _stored(old, partition, position, store))
+        try:
+            states = folded.states(graft, partition, await _stored(old, partition, position, store))
+        except FormatError as error:
+            if since:
+                raise
+            return str(error)
         await claim(view, partition, store, owner)
         await _write(view, partition, position, states, store, owner, now)
         count += len(states)

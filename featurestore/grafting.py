@@ -266,7 +266,7 @@ class _Read:
 def _unreadable(plan: Plan) -> FormatError:
     return FormatError(
         f"a stored state of {plan.view.key} was written by another version or is damaged, so that nothing can "
-        "be taken from it: drop that definition's states, then backfill"
+        "be taken from it: with the whole log, all is folded anew"
     )
 
 

@@ -229,6 +229,21 @@ def test_a_worker_that_still_writes_is_noticed(history):
     asyncio.run(work())
 
 
+def test_old_states_that_cannot_be_read_are_of_no_use(history):
+    async def work():
+        store = MemoryStore()
+        await streamed(store, CardPayments, history)
+        for partition in range(PARTITIONS):
+            shelf = store._shelf(CardPayments.key, "payments", partition)
+            shelf.states = {entity: (b"\x03" + blob[1:], expiry) for entity, (blob, expiry) in shelf.states.items()}
+        assert "written by another version" in await grafted(store, history)
+        with pytest.raises(StateError, match="with the whole log, all is folded anew"):
+            await grafted(store, history.filter(history["_offset"] >= 10))
+        assert await completed(store, history) == await wanted(history)
+
+    asyncio.run(work())
+
+
 def test_integers_that_may_overflow_are_folded_anew():
     source = Source("numbers", schema={"card": str, "i": int, "at": "timestamp[ms]"}, event_time="at", key="card")
     made = view(entity=card, source=source, windows=["20s"])

@@ -252,5 +252,5 @@ def test_a_damaged_state_is_refused(damage):
     state = state_of(chosen)
     do(state, [event(NOON)])
     graft = grafting(state.plan, compiled(made({"n": Count(windows=["5s"]), "t": Sum("x", windows=["5s"])})))
-    with pytest.raises(FormatError, match="nothing can be taken from it"):
+    with pytest.raises(FormatError, match="nothing can be taken from it: with the whole log"):
         graft.state(damage(state.blobs(0)[b"sa"]), None)
