@@ -58,8 +58,8 @@ async def take_over(
 
     `events`, with the columns that both definitions read, and `ends` are as for `hand_over`, which goes on from there.
     Partitions on which the view has states are left as they are, and old states everywhere: what was interrupted may
-    be run again. Raises StateError, with nothing written, while a worker writes the old states; and where these are of
-    no use, but the events do not begin with the log either.
+    be run again. Raises StateError, with nothing written to the partition, while a worker writes the old states; and
+    where these are of no use, but the events do not begin with the log either.
     """
     old, view, partitions = graft.old.view, graft.new.view, max(ends, default=0) + 1
     there = await store.positions(view.key, view.source.name, partitions)
