@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ def event_files(source: Source, path: Path) -> list[Path]:
     return sorted(files, key=lambda file: (_number(file.parent), str(file.parent), len(file.name), file.name))
 
 
-def read_events(source: Source, path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+def read_events(source: Source, path: Path, columns: Collection[str] | None = None) -> pl.DataFrame:
     """The event frame of all events under `path`, in order of partition and offset.
 
     `columns` (of the source, derived ones too) keeps memory small; None keeps all. Files without `_partition` are one

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from batch.backfill import fresh_flow
 from batch.events import chunks, logs_of
 from featurestore.definitions import View
 from featurestore.engine import Changes
 from featurestore.errors import StateError
-from featurestore.flow import Flow
-from featurestore.stores import Commit, OnlineStore, Position, time_to_live
+from featurestore.flow import Flow, from_offsets
+from featurestore.stores import UNFINISHED, Commit, OnlineStore, Position, Request, time_to_live
 
 #: Events between two commits: their states must fit into one call of a script.
 EVENTS = 50_000
@@ -39,21 +38,24 @@ async def hand_over(
 ) -> HandedOver:
     """Bring the view's states in the store to the offsets `ends` (by partition, the first not covered by `events`).
 
-    `events` are the log from its beginning. `owner` is a new random token: a worker that has the view's partitions is
-    fenced. `now` is wall-clock time in ms; `progress` is told how many events have been done. What a run that was
-    interrupted has stored is not stored again. Raises StateError, with nothing written, when the stream has gone
-    further than `ends`.
+    `events` are the log from its beginning, or at least from where the stored states stand, from which it goes on: so
+    after an interrupted run too. `owner` is a new random token: a worker that has the view's partitions is fenced.
+    `now` is wall-clock time in ms; `progress` is told how many events have been done. Raises StateError, with nothing
+    written, when the stream has gone further than `ends`.
     """
     topic = view.source.name
     partitions = max(ends, default=0) + 1
     _refuse_if_ahead(view, ends, await store.positions(view.key, topic, partitions))
-    claimed = [await store.claim(view.key, topic, partition, owner) for partition in range(partitions)]
+    claimed = [await claim(view, partition, store, owner) for partition in range(partitions)]
     _refuse_if_ahead(view, ends, claimed)
-    flow = fresh_flow(view, partitions)
+    flow = Flow([view], [], {topic: partitions})
+    for partition, position in enumerate(claimed):
+        flow.begin(view.key, (topic, partition), None if position is None else (position.next, position.clock))
     writer = _Writer(view, flow, owner, now, [None if position is None else position.next for position in claimed])
-    states = done = 0
-    for chunk in chunks(logs_of(topic, events), {topic: 0}, EVENTS):
-        flow.lookups(chunk, {})
+    left = from_offsets(events, {partition: at or 0 for partition, at in enumerate(writer.stored)})
+    states, done = 0, len(events) - len(left)
+    for chunk in chunks(logs_of(topic, left), {topic: 0}, EVENTS):
+        await _load(view, flow, flow.lookups(chunk, {}).get(view.key, []), store)
         flow.run(chunk, emit=False)
         commits = writer.commits({partition: span for (_, partition), span in chunk.spans.items()})
         await store.commit(commits)
@@ -62,6 +64,26 @@ async def hand_over(
         progress(done)
     await store.commit(writer.commits({partition: (0, end) for partition, end in ends.items()}))
     return HandedOver(states, {partition: at for partition, at in enumerate(writer.stored) if at is not None})
+
+
+async def claim(view: View, partition: int, store: OnlineStore, owner: str) -> Position | None:
+    """Become the view's only writer on a partition; states of which a backfill has not written all are dropped."""
+    position = await store.claim(view.key, view.source.name, partition, owner)
+    if position is None or position.next != UNFINISHED:
+        return position
+    await store.drop(view.key, view.source.name, partition)
+    return await store.claim(view.key, view.source.name, partition, owner)
+
+
+async def _load(view: View, flow: Flow, missing: Sequence[tuple[int, int]], store: OnlineStore) -> None:
+    """Load the stored states of (entity, partition) pairs."""
+    state = flow.states[view.key]
+    for partition in sorted({partition for _, partition in missing}):
+        entities = [entity for entity, its in missing if its == partition]
+        names = [state.names[entity] for entity in entities]
+        (blobs,) = await store.read_many([Request(view.key, view.source.name, [partition], names)])
+        for entity, (blob,) in zip(entities, blobs, strict=True):
+            state.load(entity, partition, blob)
 
 
 def _refuse_if_ahead(view: View, ends: Mapping[int, int], stored: Sequence[Position | None]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import io
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from textwrap import shorten
@@ -188,3 +190,17 @@ def canonical_text(expression: pl.Expr | None) -> str | None:
     if _PYTHON in text:
         raise DefinitionError(f"the expression {expression} calls Python; use Polars' own functions")
     return text
+
+
+def expression_of(text: str | None) -> pl.Expr | None:
+    """The expression that `canonical_text` gave `text` for; DefinitionError when there is none, or it calls Python."""
+    if text is None:
+        return None
+    try:
+        # Polars would unpickle a call of Python; written anew, no escape hides its name.
+        plain = json.dumps(json.loads(text))
+        if '"AnonymousFunction"' not in plain:
+            return pl.Expr.deserialize(io.StringIO(plain), format="json")
+    except (ValueError, pl.exceptions.PolarsError) as error:
+        raise DefinitionError(f"{text[:80]!r} is no expression that this version of Polars reads: {error}") from None
+    raise DefinitionError("a stored expression calls Python, and is not read")

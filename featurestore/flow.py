@@ -17,9 +17,11 @@ from featurestore import kernel
 from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
 from featurestore.engine import NO_ENTITY, Changes, ViewState
+from featurestore.errors import StateError
 from featurestore.frames import entity_codes, feature_frame, lane_inputs
 from featurestore.kernel import Inputs, Results, Steps
 from featurestore.plan import compiled
+from featurestore.stores import UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,15 @@ class Flow:
         self._codes: dict[tuple[int, tuple[str, ...]], tuple[pl.DataFrame, NDArray[np.int64], list[bytes]]] = {}
 
     def begin(self, view_key: str, partition: Partition, position: tuple[int, int] | None) -> None:
-        """Take a partition on for a view, at its stored (next offset, clock); None when nothing is stored."""
+        """Take a partition on for a view, at its stored (next offset, clock); None when nothing is stored.
+
+        Raises StateError where a backfill has not finished writing the states.
+        """
+        if position is not None and position[0] == UNFINISHED:
+            raise StateError(
+                f"view {view_key} on {partition[0]}:{partition[1]}: a backfill was interrupted while it wrote its "
+                "states; run it again, and start the stream then"
+            )
         state = self.states[view_key]
         if position is None:
             state.assume_new(partition[1])

@@ -25,6 +25,10 @@ DROPPING = "dropping"
 """The format of a position whose states are being deleted: a drop cut short is never taken for a whole state."""
 
 
+UNFINISHED = -1
+"""The position while a backfill writes more states than one commit takes: nobody may go on from them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where a view stands on a partition: `next`, the first offset not folded; `clock`, its newest event time in ms."""

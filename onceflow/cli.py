@@ -178,7 +178,9 @@ def backfill(
     module: Module,
     view: Annotated[str, typer.Option(help="The view's name.")],
     events: Annotated[Path, typer.Option(help="Parquet file or directory of the source's events.")],
-    out: Annotated[Path, typer.Option(help="Directory for the features.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for the features; with --online it may be left out.")
+    ] = None,
     at: Annotated[
         Path | None, typer.Option(help="Parquet or CSV with entities and times; else at every event.")
     ] = None,

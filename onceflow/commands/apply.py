@@ -10,7 +10,9 @@ from pathlib import Path
 import typer
 
 from featurestore.definitions import View
-from featurestore.registry import Change, Registry
+from featurestore.errors import DefinitionError
+from featurestore.grafting import graft_of
+from featurestore.registry import Change, Entry, Registry
 from onceflow import modules, settings
 from onceflow.commands.check import state_size
 
@@ -19,7 +21,7 @@ def run(*, module: str, json: bool) -> None:
     """Register every view of the module; views that it no longer has are no longer current."""
     views = modules.load(module).views
     registry = Registry(settings.load(Path.cwd(), os.environ).data / "registry")
-    before = {name: entry.fingerprint for name in views if (entry := registry.current(name)) is not None}
+    before = {name: entry for name in views if (entry := registry.current(name)) is not None}
     changes = registry.diff([view.spec() for view in views.values()])
     now = time.time_ns() // 1_000_000
     for change in changes:
@@ -31,7 +33,7 @@ def run(*, module: str, json: bool) -> None:
     typer.echo(codec.dumps({"changes": told}) if json else _text(told))
 
 
-def _told(change: Change, view: View | None, before: str | None) -> dict[str, object]:
+def _told(change: Change, view: View | None, before: Entry | None) -> dict[str, object]:
     return {
         "view": change.view,
         "kind": change.kind,
@@ -41,17 +43,31 @@ def _told(change: Change, view: View | None, before: str | None) -> dict[str, ob
     }
 
 
-def _cost(change: Change, view: View | None, before: str | None) -> str:
+def _cost(change: Change, view: View | None, before: Entry | None) -> str:
     if view is None:
         return "its states stay in Redis until their windows have passed"
     if change.kind == "unchanged":
         return "nothing"
-    if before == view.fingerprint:
+    if before is not None and before.fingerprint == view.fingerprint:
         return "nothing: the state is the same"
     return (
         f"a new state, of an entity on a partition {state_size(view)}; it starts empty, unless filled by: "
-        f"onceflow backfill --view {view.name} --events <archive of {view.source.name}> --online"
+        f"onceflow backfill --view {view.name} --events <archive of {view.source.name}> --online{_kept(view, before)}"
     )
+
+
+def _kept(view: View, before: Entry | None) -> str:
+    """What a backfill takes from the states of the definition before."""
+    if before is None:
+        return ""
+    try:
+        graft = graft_of(before.spec, view)
+    except DefinitionError as error:
+        return f", all of it from history: {error}"
+    kept = {feature.name for feature in graft.kept}
+    anew = ", ".join(feature.name for feature in view.stored if feature.name not in kept)
+    needs = f"; only {anew} {'needs' if ',' not in anew else 'need'} history" if anew else ", and none needs history"
+    return f", which keeps {len(kept)} of {len(view.stored)} features from {graft.old.view.key}{needs}"
 
 
 def _text(told: list[dict[str, object]]) -> str:

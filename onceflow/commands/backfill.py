@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json as codec
-import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,17 +11,16 @@ from typing import Literal
 
 import polars as pl
 import typer
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from batch.backfill import Mode, after_event_parts, at_rows, time_column
 from batch.events import columns_of, event_files, is_log, reach, read_events
-from batch.handover import HandedOver, hand_over
 from batch.parts import Parts
 from featurestore.definitions import View
 from featurestore.errors import ConfigError
-from featurestore.online import connect
-from onceflow import modules, settings
+from onceflow import modules
 from onceflow.commands.verify import bar
+from onceflow.handing import Older, find_older, hand_over_online, told
 
 #: Rows of an --at file that make one part.
 ROWS = 1_000_000
@@ -50,7 +46,7 @@ def run(
     module: str,
     view: str,
     events: Path,
-    out: Path,
+    out: Path | None,
     at: Path | None,
     mode: Mode,
     online: bool,
@@ -61,6 +57,8 @@ def run(
     """Write the parts and, with `online`, the states; then print what was done."""
     if engine == "spark":
         raise ConfigError("the engine spark comes with a later version; --engine local does the same work here")
+    if out is None and (not online or at is not None or resume):
+        raise ConfigError("where to? Give --out a folder for the features; only --online does without one")
     made = _view(module, view)
     if online and not is_log(events, made.source):
         raise ConfigError(
@@ -68,30 +66,46 @@ def run(
             f"as the archive has them"
         )
     began = time.perf_counter()
-    parts = Parts(out, _job(made, events, at, mode), resume=resume)
+    parts = None if out is None else Parts(out, _job(made, events, at, mode), resume=resume)
+    with bar("done") as progress:
+        task = progress.add_task(f"reading {made.source.name}", total=None)
+        older = find_older(made, reach(events, made.source)) if online else Older()
+        frame = read_events(made.source, events, {*columns_of(made), *older.columns})
+        summary = _Summary(made.name, len(frame))
+        if parts is not None:
+            progress.update(task, description=made.name)
+            _write(made, frame, None if at is None else _rows(at), mode, parts, summary, progress, task)
+        if online:
+            summary.online = hand_over_online(made, older, frame, reach(events, made.source), progress)
+    summary.seconds = round(time.perf_counter() - began, 3)
+    typer.echo(codec.dumps(vars(summary)) if json else _text(summary, out))
+
+
+def _write(
+    view: View,
+    events: pl.DataFrame,
+    asked: pl.DataFrame | None,
+    mode: Mode,
+    parts: Parts,
+    summary: _Summary,
+    progress: Progress,
+    task: TaskID,
+) -> None:
+    """Write the parts that lack."""
 
     def wanted(part: int) -> bool:
         return not parts.has(part)
 
-    with bar("done") as progress:
-        task = progress.add_task(f"reading {made.source.name}", total=None)
-        frame = read_events(made.source, events, columns_of(made))
-        summary = _Summary(made.name, len(frame))
-        asked = None if at is None else _rows(at)
-        size, total = (EVENTS, len(frame)) if asked is None else (ROWS, len(asked))
-        progress.update(task, description=made.name, total=total)
-        done = (
-            after_event_parts(made, frame, EVENTS, wanted)
-            if asked is None
-            else (_at_row_parts(made, frame, asked, mode, wanted))
-        )
-        for part, rows in enumerate(done):
-            _keep(part, rows, parts, summary)
-            progress.update(task, completed=min((part + 1) * size, total))
-        if online:
-            summary.online = vars(_hand_over(made, frame, events, progress))
-    summary.seconds = round(time.perf_counter() - began, 3)
-    typer.echo(codec.dumps(vars(summary)) if json else _text(summary, out))
+    size, total = (EVENTS, len(events)) if asked is None else (ROWS, len(asked))
+    progress.update(task, total=total)
+    done = (
+        after_event_parts(view, events, EVENTS, wanted)
+        if asked is None
+        else _at_row_parts(view, events, asked, mode, wanted)
+    )
+    for part, rows in enumerate(done):
+        _keep(part, rows, parts, summary)
+        progress.update(task, completed=min((part + 1) * size, total))
 
 
 def _view(module: str, name: str) -> View:
@@ -135,34 +149,11 @@ def _rows(at: Path) -> pl.DataFrame:
         raise ConfigError(f"{at} cannot be read as {'CSV' if at.suffix == '.csv' else 'Parquet'}: {error}") from error
 
 
-def _hand_over(view: View, events: pl.DataFrame, path: Path, progress: Progress) -> HandedOver:
-    task = progress.add_task(f"{view.name} -> Redis", total=len(events))
-
-    async def work() -> HandedOver:
-        store = connect(settings.load(Path.cwd(), os.environ).redis)
-        owner, now = secrets.token_hex(16), time.time_ns() // 1_000_000
-        try:
-            return await hand_over(
-                view,
-                events,
-                reach(path, view.source),
-                store,
-                owner=owner,
-                now=now,
-                progress=lambda done: progress.update(task, completed=done),
-            )
-        finally:
-            await store.close()
-
-    return asyncio.run(work())
-
-
-def _text(summary: _Summary, out: Path) -> str:
+def _text(summary: _Summary, out: Path | None) -> str:
     kept = f", {summary.kept} of them kept" if summary.kept else ""
-    lines = [
-        f"{summary.view}: {summary.events:,} events in {summary.seconds:.1f} s",
-        f"{summary.rows:,} rows written to {out}, {summary.parts} parts{kept}",
-    ]
+    lines = [f"{summary.view}: {summary.events:,} events in {summary.seconds:.1f} s"]
+    if out is not None:
+        lines.append(f"{summary.rows:,} rows written to {out}, {summary.parts} parts{kept}")
     if summary.online is not None:
-        lines.append(f"{summary.online['states']:,} states written to Redis; the stream goes on from there")
+        lines += told(summary.online)
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 
 import polars as pl
@@ -12,13 +13,13 @@ from typer.testing import CliRunner
 
 from batch.backfill import after_events, at_rows
 from featurestore.online import connect
-from onceflow import cli
+from onceflow import cli, modules
 from onceflow.commands import backfill
 from tests.batch import stored
 from tests.batch.stored import PARTITIONS, CardPayments, ShopPayments
 
 DEFINITIONS = """
-from featurestore import Count, Entity, Source, col, derived, view
+from featurestore import Count, Entity, Last, Source, col, derived, view
 events = Source("events", schema={"k": str, "at": int}, event_time="at", key="k")
 
 @view(entity=Entity("key", key="k"), source=events, windows=["1m"], version=VERSION)
@@ -167,6 +168,20 @@ def test_apply_registers_and_says_what_it_costs(project):
     assert (project / ".onceflow/registry").is_dir()
 
 
+def test_apply_says_what_a_backfill_keeps(project):
+    define(project)
+    (changed,) = define(project, 2, 'newest = Last("at")')
+    assert re.search(
+        r"--online, which keeps 1 of 2 features from seen@\w+; only newest_1m needs history$", changed["cost"]
+    )
+    (back,) = define(project, 3)
+    assert re.search(r"keeps 1 of 1 features from seen@\w+, and none needs history$", back["cost"])
+    text = (project / "defined.py").read_text()
+    (project / "defined.py").write_text(text.replace('key="k")\n', 'key="k", lateness="1h")\n', 1))
+    (moved,) = json.loads(run("apply", "-m", "defined.py", "--json").stdout)["changes"]
+    assert "all of it from history: seen@" in moved["cost"]
+
+
 def test_apply_lets_go_of_a_view_that_is_no_longer_defined(project):
     define(project)
     text = run("apply", "-m", "features.py").stdout
@@ -247,6 +262,72 @@ def test_backfill_online_then_verify(project, redis):
     assert (shown["parity_mismatched"], shown["missing"]) == (0, [])
     text = run("verify", "-m", "features.py").stdout
     assert "All equals a replay of the archive, bit for bit" in text
+
+
+GROWN = """
+from featurestore import Count, Last, Max, Mean, Sum, col, derived, view
+from tests.batch.stored import payments, shop
+
+@view(entity=shop, source=payments, windows=["30s"], version=2)
+class ShopPayments:
+    n = Count()
+    big = Count(where=col("amount") > 0.5)
+    mean = Mean("amount")
+    share = derived(col("big_30s") / col("n_30s"))
+    biggest = Max("amount", windows=["5m"])
+"""
+
+
+@pytest.fixture
+def grown(project):
+    """The project with one more feature, which has been applied; another one has been backfilled before."""
+    run("apply", "-m", "features.py")
+    backfilled(project, "--online")
+    (project / "features.py").write_text(GROWN)
+    run("apply", "-m", "features.py")
+    made = modules.load("features.py").views["shop_payments"]
+    yield made
+
+    async def clear():
+        store = connect(os.environ["ONCEFLOW_REDIS"])
+        for partition in range(PARTITIONS):
+            await store.drop(made.key, "payments", partition)
+        await store.close()
+
+    asyncio.run(clear())
+
+
+def online(project, *more):
+    return run(
+        "backfill", "-m", "features.py", "--view", "shop_payments", "--events", ".onceflow/events", "--online", *more
+    )
+
+
+def test_a_new_feature_alone_is_folded_from_history(project, redis, grown):
+    text = online(project).stdout
+    assert f"kept 3 of 4 features from {ShopPayments.key}" in text
+    assert "folded anew: biggest_5m" in text
+    (project / "onceflow.toml").write_text('mode = "replay"\nmirror = false\n')
+    shown = json.loads(run("verify", "-m", "features.py", "--json").stdout)
+    assert (shown["good"], shown["parity_mismatched"], shown["missing"]) == (True, 0, [])
+    again = json.loads(online(project, "--json").stdout)["online"]
+    assert (again["states"], again["kept"]) == (0, None)
+    assert again["reason"] == "it has states of its own, which go on"
+
+
+def test_a_source_that_changed_keeps_nothing_and_says_why(project, redis, grown):
+    text = GROWN.replace("stored import payments, shop", "stored import payments as was, shop\nimport dataclasses")
+    text = text.replace("@view", 'payments = dataclasses.replace(was, lateness="1h")\ndel was\n\n@view')
+    (project / "features.py").write_text(text)
+    text = online(project).stdout
+    assert f"nothing taken from an older definition: {ShopPayments.key} is of another source" in text
+    assert "states written to Redis" in text
+
+
+def test_backfill_without_a_folder_needs_online(project):
+    result = run("backfill", "-m", "features.py", "--view", "shop_payments", "--events", ".onceflow/events")
+    assert result.exit_code == 2
+    assert "Give --out a folder" in result.stderr
 
 
 def test_verify_fails_on_what_is_not_stored(project, redis):
