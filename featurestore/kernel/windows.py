@@ -88,6 +88,7 @@ def cache_of(words: Words, h: int) -> int:
     """Address of the slot's cache, made when there is none."""
     if words[h + CACHE] == 0:
         words[h + CACHE] = take_room(words, CACHE_FREE + ZERO, ZERO, words[CACHE_WORDS])
+        wipe(words, words[h + CACHE], words[CACHE_WORDS])
         for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
             words[words[h + CACHE] + words[g + CACHED] + _CLASS] = -1
         for g in range(words[GROUPS_END], words[BAG_GROUPS_END], GROUP_WORDS):
