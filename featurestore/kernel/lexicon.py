@@ -73,5 +73,5 @@ def write_text(lexicon: Lexicon, number: int, out: Words, at: int) -> None:
     for i in range((size + 7) // 8):
         word = 0
         for j in range(8 * i, min(8 * i + 8, size)):
-            word |= lexicon.text[begin + j] << 8 * (j & 7)
+            word |= np.int64(lexicon.text[begin + j]) << 8 * (j & 7)
         out[at + 1 + i] = word
