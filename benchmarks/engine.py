@@ -170,7 +170,7 @@ def measure(count: int = 1_000_000, runs: int = RUNS) -> dict[str, float]:
     """All figures, by name."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    frame, even = events(count, 100_000), events(count, 100_000, even=True)
+    frame, even, few_keys = events(count, 100_000), events(count, 100_000, even=True), events(count, 1_000)
     rows = events(count // 5, 100_000, seed=2).with_columns((pl.col("_time") - START) * 5 + START)
     after_each(TILED, frame[:100]), after_each(EXACT, frame[:100])
     found = in_turn(
@@ -178,7 +178,7 @@ def measure(count: int = 1_000_000, runs: int = RUNS) -> dict[str, float]:
             "tiled": lambda: after_each(TILED, frame),
             "exact": lambda: after_each(EXACT, frame),
             "even": lambda: after_each(TILED, even),
-            "few keys": lambda: after_each(TILED, events(count, 1_000)),
+            "few keys": lambda: after_each(TILED, few_keys),
             "a quarter": lambda: after_each(TILED, frame[: count // 4]),
             "at rows": lambda: at_rows(TILED, frame, rows),
             "Polars": lambda: with_polars(frame),

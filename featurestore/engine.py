@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featurestore import kernel
 from featurestore.errors import FormatError
-from featurestore.growing import GrowingWords
+from featurestore.growing import GrowingWords, matrix
 from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
 from featurestore.planned import Plan
@@ -104,7 +104,7 @@ class ViewState:
         Without it, the results of steps that fold are not to be looked at, but for their status.
         """
         outputs, count = len(self.plan.outputs), len(steps.row)
-        words = np.empty((outputs, count), np.int64)
+        words = matrix(outputs, count)
         valid, effective = np.ones((outputs, count), np.bool_), np.zeros(count, np.int64)
         items = np.zeros(1 + ITEMS * count if self.plan.bags else 1, np.int64)
         results = Results(words, words.view(np.float64), valid, effective, np.zeros(count, np.int8), items)

@@ -1,42 +1,83 @@
-"""Memory that grows in place: the pages of a large state move to a new address without being copied, or twice there."""
+"""Memory in large pieces, which grows in place and is used again.
+
+The first touch of a page is dear, above all on virtual machines: it can cost more than the work that is done on it. So
+the pages of a large state move to a new address without being copied, and memory that nobody looks at any more serves
+the next who needs some, within bounds.
+"""
 
 from __future__ import annotations
 
 import mmap
+import sys
+import threading
 from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: Most bytes that wait for the next who needs them, and most pieces that are known.
+KEPT, PIECES = 1 << 29, 64
+#: What is smaller (bytes) is left to the allocator, which uses it again by itself.
+LARGE = 1 << 20
+
+_ALONE = 3  # references to a piece that nobody uses: the list's, a loop's, and that of who counts
+_pieces: list[mmap.mmap] = []
+_lock = threading.Lock()
 
 
 class GrowingWords:
     """Words in memory of their own. `words` and `reals` are views of it, which are others after each `grow`."""
 
     def __init__(self, first: NDArray[np.int64]) -> None:
-        """Begin with a copy of `first`."""
-        self._map = _mapped(first.nbytes)
+        """Begin with a copy of `first`; there may be more words behind it, which say anything."""
+        self._piece = _piece(first.nbytes)
         self._look()
         self.words[: len(first)] = first
 
     def grow(self, length: int) -> None:
-        """Have room for `length` words; those there keep their values, new ones are 0."""
-        old, before = self._map, len(self.words)
+        """Have room for `length` words; those there keep their values, new ones say anything."""
+        old, before = self._piece, len(self.words)
         del self.words, self.reals
         # Not everywhere can a mapping be made longer, and never while somebody else looks at it.
         with suppress(SystemError, BufferError):
             old.resize(8 * length)
         if len(old) < 8 * length:
-            self._map = _mapped(8 * length)
+            self._piece = _piece(8 * length)
         self._look()
-        if self._map is not old:
-            self.words[:before] = np.frombuffer(old, np.int64)
+        if self._piece is not old:
+            self.words[:before] = np.frombuffer(old, np.int64, before)
 
     def _look(self) -> None:
-        self.words: NDArray[np.int64] = np.frombuffer(self._map, np.int64)
-        self.reals: NDArray[np.float64] = np.frombuffer(self._map, np.float64)
+        words = len(self._piece) // 8
+        self.words: NDArray[np.int64] = np.frombuffer(self._piece, np.int64, words)
+        self.reals: NDArray[np.float64] = np.frombuffer(self._piece, np.float64, words)
 
 
-def _mapped(size: int) -> mmap.mmap:
-    found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    found.madvise(mmap.MADV_HUGEPAGE)
-    return found
+def matrix(rows: int, columns: int) -> NDArray[np.int64]:
+    """A matrix of words that say anything."""
+    if 8 * rows * columns < LARGE:
+        return np.empty((rows, columns), np.int64)
+    return np.frombuffer(_piece(8 * rows * columns), np.int64, rows * columns).reshape(rows, columns)
+
+
+def _piece(size: int) -> mmap.mmap:
+    """A piece of at least `size` bytes that nobody else uses, for as long as it, or a view of it, is held."""
+    with _lock:
+        fitting = [piece for piece in _pieces if size <= len(piece) <= 2 * size and sys.getrefcount(piece) == _ALONE]
+        if fitting:
+            return min(fitting, key=len)
+        found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(AttributeError, OSError):  # not every system has huge pages
+            found.madvise(mmap.MADV_HUGEPAGE)
+        _pieces.append(found)
+        _let_go()
+        return found
+
+
+def _let_go() -> None:
+    """Give back to the system what waits beyond the bounds, the largest first; forget the oldest beyond the others."""
+    idle = sorted((piece for piece in _pieces if sys.getrefcount(piece) == _ALONE), key=len)
+    while idle and (sum(map(len, idle)) > KEPT or len(_pieces) > PIECES):
+        gone = idle.pop()
+        _pieces[:] = [piece for piece in _pieces if piece is not gone]
+    del _pieces[:-PIECES]

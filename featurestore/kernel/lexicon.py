@@ -71,7 +71,7 @@ def write_text(lexicon: Lexicon, number: int, out: Words, at: int) -> None:
     size = lexicon.ends[number + 1] - begin
     out[at] = size
     for i in range((size + 7) // 8):
-        word = 0
+        word = np.int64(0)
         for j in range(8 * i, min(8 * i + 8, size)):
             word |= np.int64(lexicon.text[begin + j]) << 8 * (j & 7)
         out[at + 1 + i] = word
