@@ -104,8 +104,9 @@ class ViewState:
         Without it, the results of steps that fold are not to be looked at, but for their status.
         """
         outputs, count = len(self.plan.outputs), len(steps.row)
-        words = matrix(outputs, count)
-        valid, effective = np.ones((outputs, count), np.bool_), np.zeros(count, np.int64)
+        words, valid = matrix(outputs, count, np.int64), matrix(outputs, count, np.bool_)
+        effective = matrix(1, count, np.int64)[0]
+        valid[:], effective[:] = True, 0
         items = np.zeros(1 + ITEMS * count if self.plan.bags else 1, np.int64)
         results = Results(words, words.view(np.float64), valid, effective, np.zeros(count, np.int8), items)
         # Numba compiles anew for arrays that it may not write to, as Polars gives them.

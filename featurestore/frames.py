@@ -17,6 +17,7 @@ from featurestore.columns import coded, column_of, present
 from featurestore.definitions import View
 from featurestore.errors import DataError
 from featurestore.expressions import TYPES, evaluated
+from featurestore.growing import matrix
 from featurestore.kernel import Inputs, Results
 from featurestore.keys import encode_entity, encode_strings
 from featurestore.planned import Plan
@@ -58,8 +59,8 @@ def lane_inputs(plan: Plan, frame: pl.DataFrame, texts: Texts) -> Inputs:
 
     Texts that the view keeps are known to `texts` from then on.
     """
-    words = np.zeros((len(plan.lanes), len(frame)), np.int64)
-    reals, valid = words.view(np.float64), np.ones((len(plan.lanes), len(frame)), np.bool_)
+    words, valid = matrix(len(plan.lanes), len(frame), np.int64), matrix(len(plan.lanes), len(frame), np.bool_)
+    words[:], valid[:], reals = 0, True, words.view(np.float64)
     for i, lane in enumerate(plan.lanes):
         if lane.coding:
             words[i], valid[i] = coded(frame[lane.column], lane.coding, texts)

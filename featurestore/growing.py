@@ -11,12 +11,15 @@ import mmap
 import sys
 import threading
 from contextlib import suppress
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T", bound=np.generic)
+
 #: Most bytes that wait for the next who needs them, and most pieces that are known.
-KEPT, PIECES = 1 << 29, 64
+KEPT, PIECES = 1 << 30, 64
 #: What is smaller (bytes) is left to the allocator, which uses it again by itself.
 LARGE = 1 << 20
 
@@ -53,11 +56,12 @@ class GrowingWords:
         self.reals: NDArray[np.float64] = np.frombuffer(self._piece, np.float64, words)
 
 
-def matrix(rows: int, columns: int) -> NDArray[np.int64]:
-    """A matrix of words that say anything."""
-    if 8 * rows * columns < LARGE:
-        return np.empty((rows, columns), np.int64)
-    return np.frombuffer(_piece(8 * rows * columns), np.int64, rows * columns).reshape(rows, columns)
+def matrix(rows: int, columns: int, dtype: type[T]) -> NDArray[T]:
+    """A matrix whose values may be any."""
+    count, size = rows * columns, rows * columns * np.dtype(dtype).itemsize
+    if size < LARGE:
+        return np.empty((rows, columns), dtype)
+    return np.frombuffer(_piece(size), dtype, count).reshape(rows, columns)
 
 
 def _piece(size: int) -> mmap.mmap:

@@ -35,10 +35,10 @@ def test_words_stay_while_memory_grows(watched):
 
 
 def test_memory_that_nobody_looks_at_is_used_again():
-    words = matrix(10, 100_000)
+    words = matrix(10, 100_000, np.int64)
     place = address(words)
     del words
-    assert address(matrix(9, 100_000)) == place
+    assert address(matrix(9, 100_000, np.int64)) == place
 
 
 @pytest.mark.parametrize(
@@ -51,30 +51,30 @@ def test_memory_that_nobody_looks_at_is_used_again():
     ],
 )
 def test_memory_that_somebody_still_sees_is_not_given_away(seen):
-    words = matrix(10, 100_000)
+    words = matrix(10, 100_000, np.int64)
     words[:] = 7
     eye, place = seen(words), address(words)
     del words
-    other = matrix(10, 100_000)
+    other = matrix(10, 100_000, np.int64)
     assert address(other) != place
     other[:] = 8
     assert set(np.asarray(eye).reshape(-1).tolist()) == {7}
 
 
 def test_a_piece_that_is_much_too_large_is_left_to_others():
-    large = matrix(100, 100_000)
+    large = matrix(100, 100_000, np.int64)
     place = address(large)
     del large
-    assert address(matrix(2, 100_000)) != place
+    assert address(matrix(2, 100_000, np.int64)) != place
 
 
 def test_what_waits_is_bounded(monkeypatch):
     monkeypatch.setattr(growing, "KEPT", 20_000_000)
-    held = [matrix(1, 1_000_000 + n) for n in range(5)]
+    held = [matrix(1, 1_000_000 + n, np.int64) for n in range(5)]
     del held
-    matrix(1, 3_000_000)
+    matrix(1, 3_000_000, np.int64)
     assert sum(map(len, growing._pieces)) <= 20_000_000 + 24_000_000
     monkeypatch.setattr(growing, "PIECES", 3)
-    held = [matrix(1, 200_000 + n) for n in range(9)]
+    held = [matrix(1, 200_000 + n, np.int64) for n in range(9)]
     assert len(growing._pieces) == 3
     assert len({address(words) for words in held}) == 9
