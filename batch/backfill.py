@@ -1,7 +1,8 @@
 """Features from history: right after every event, or at given entities and times.
 
 Both use the kernel that the stream uses. `after_events` runs events through `Flow` in merged order, as a worker does.
-`at_rows` runs one sweep: events and rows in order of time, each row read when exactly its events have been folded.
+`at_rows` runs one sweep, entity by entity: its events and rows in order of time, each row read when exactly its events
+have been folded.
 
 Within a partition an entity's events must be folded in offset order. So an event's place in the sweep is the newest
 time that its entity has shown on its partition up to it, and a row's place is its own time. Then a row finds exactly
@@ -12,6 +13,7 @@ of its entity, made of its own events only.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -20,6 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch.events import chunks, logs_of
+from featurestore import kernel
 from featurestore.align import Chunk
 from featurestore.definitions import View
 from featurestore.engine import NO_ENTITY, ViewState
@@ -107,7 +110,8 @@ def at_rows(
     seen[row_codes] = True
     seen[NO_ENTITY] = False
     useful = seen[event_codes] & (values <= (times.max() if len(times) else 0))
-    log = _Log(accepted.filter(pl.Series(useful)), event_codes[useful], values[useful])
+    needed = accepted.select(_columns(plan)).filter(pl.Series(useful))
+    log = _Log(needed, event_codes[useful], values[useful])
     entities, instants, place = _distinct(row_codes, times)
     torn = _torn(log, entities, instants)
     found = _sweep(plan, log, entities[~torn], instants[~torn])
@@ -177,6 +181,13 @@ def _patient(view: View) -> Plan:
     return dataclasses.replace(compiled(view), lateness=ENDLESS)
 
 
+def _columns(plan: Plan) -> list[str]:
+    """The columns that folding looks at."""
+    wheres = [lane.where.meta.root_names() for lane in plan.lanes if lane.where is not None]
+    lanes = [(lane.column, lane.other) for lane in plan.lanes]
+    return list(dict.fromkeys(["_partition", "_time", *filter(None, itertools.chain(*lanes, *wheres))]))
+
+
 def _in_order(events: pl.DataFrame) -> bool:
     """Whether each partition's events came in order of event time."""
     times, partitions = events["_time"].to_numpy(), events["_partition"].to_numpy()
@@ -236,26 +247,26 @@ def _torn(log: _Log, entities: Ints, times: Ints) -> Bools:
 
 
 def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
-    """`_effective` and features of the rows, each read after the events of its entity with key <= time."""
-    keys = log.keys
-    by_key, by_time = np.argsort(keys, kind="stable"), np.argsort(times, kind="stable")
-    in_order = (np.diff(by_key) == 1).all()
-    log, keys = (log, keys) if in_order else (log[by_key], keys[by_key])
+    """`_effective` and features of the rows, each read after the events of its entity with key <= time.
+
+    The rows are in order of entity, then time; one entity is done after the other, while its state is at hand.
+    """
+    keys, count = log.keys, int(max(log.entities.max(initial=-1), entities.max(initial=-1))) + 1
+    by_key = np.argsort(keys, kind="stable")
+    order = by_key[kernel.by_group(log.entities[by_key], count)]
+    log, keys = log[order], keys[order]
     state = ViewState(plan, partitions_of(log.events))
-    state.number([b"%d" % i for i in range(int(max(log.entities.max(initial=-1), entities.max(initial=-1))) + 1)])
-    order = np.argsort(np.concatenate([keys, times[by_time]]), kind="stable")
+    state.number([b"%d" % i for i in range(count)])
+    steps = kernel.merged_by_group(log.entities, keys, entities, times)
     found = [_no_features(plan.view)]
     event = row = 0
-    for at in range(0, len(order), STEPS):
-        part = order[at : at + STEPS]
-        folds = part < len(keys)
-        count = int(folds.sum())
-        piece, asked = slice(event, event + count), by_time[row : row + len(part) - count]
-        found.append(_run(state, log[piece], event, folds, entities[asked], times[asked]))
-        event, row = event + count, row + len(asked)
-    back = np.empty(len(times), np.int64)
-    back[by_time] = np.arange(len(times))
-    return pl.concat(found)[back]
+    for at in range(0, len(steps), STEPS):
+        folds = steps[at : at + STEPS] < len(keys)
+        fresh = int(folds.sum())
+        asked = slice(row, row + len(folds) - fresh)
+        found.append(_run(state, log[event : event + fresh], event, folds, entities[asked], times[asked]))
+        event, row = event + fresh, asked.stop
+    return pl.concat(found)
 
 
 def _run(state: ViewState, log: _Log, first: int, folds: Bools, entities: Ints, times: Ints) -> pl.DataFrame:

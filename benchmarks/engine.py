@@ -25,6 +25,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from batch.backfill import at_rows
 from featurestore import Count, Entity, Max, Min, Source, Std, Sum, View, Window, view, window
 from featurestore.engine import ViewState
 from featurestore.frames import META, entity_codes, feature_columns, lane_inputs
@@ -76,21 +77,6 @@ def after_each(made: View, frame: pl.DataFrame) -> dict[str, pa.Array]:
     numbers = state.number(keys)[codes]
     results = state.run(steps_of(frame, numbers), lane_inputs(state.plan, frame, state.texts), emit=True)
     return feature_columns(state.plan, results, state.texts)
-
-
-def at_rows(made: View, frame: pl.DataFrame, rows: pl.DataFrame) -> dict[str, pa.Array]:
-    """Features of (card, time) rows, each after the events up to its time; rows are in order of time."""
-    state = ViewState(compiled(made), 1)
-    both = pl.concat([frame.select("card", "_time"), rows.select("card", "_time")])
-    codes, keys = entity_codes(both, ["card"])
-    numbers, folded = state.number(keys)[codes], len(frame)
-    order = np.argsort(both["_time"].to_numpy(), kind="stable")
-    is_row = order >= folded
-    row = np.where(is_row, -1, order)
-    nothing = np.zeros(len(both), np.int64)
-    steps = Steps(row, numbers[order], nothing, both["_time"].to_numpy()[order], np.where(is_row, -1, order))
-    results = state.run(steps, lane_inputs(state.plan, frame, state.texts), emit=False)
-    return feature_columns(state.plan, results, state.texts, np.flatnonzero(is_row))
 
 
 _AGGREGATES = (
@@ -180,7 +166,7 @@ def measure(count: int = 1_000_000, runs: int = RUNS) -> dict[str, float]:
             "even": lambda: after_each(TILED, even),
             "few keys": lambda: after_each(TILED, few_keys),
             "a quarter": lambda: after_each(TILED, frame[: count // 4]),
-            "at rows": lambda: at_rows(TILED, frame, rows),
+            "at rows": lambda: at_rows(TILED, frame, rows.select("card", "_time")),
             "Polars": lambda: with_polars(frame),
             "Polars as of": lambda: asof_with_polars(frame, rows),
         },

@@ -6,6 +6,7 @@ expire it: a tile out of every window is dropped whole.
 
 from featurestore.kernel.blobs import encode, end_of_runs, knows_all, load, sizes_of, take_dirty
 from featurestore.kernel.layout import FOLDED, FORMAT, HEAD, KEYLESS, LATE, OVERFLOW, Inputs, Results, Steps
+from featurestore.kernel.ordering import by_group, merged_by_group
 from featurestore.kernel.run import run, sort_out
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Inputs",
     "Results",
     "Steps",
+    "by_group",
     "encode",
     "end_of_runs",
     "knows_all",
     "load",
+    "merged_by_group",
     "run",
     "sizes_of",
     "sort_out",
