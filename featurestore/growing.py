@@ -41,11 +41,7 @@ class GrowingWords:
         """Have room for `length` words; those there keep their values, new ones say anything."""
         old, before = self._piece, len(self.words)
         del self.words, self.reals
-        # Not everywhere can a mapping be made longer, and never while somebody else looks at it.
-        with suppress(SystemError, BufferError):
-            old.resize(8 * length)
-        if len(old) < 8 * length:
-            self._piece = _piece(8 * length)
+        self._piece = _longer(old, 8 * length)
         self._look()
         if self._piece is not old:
             self.words[:before] = np.frombuffer(old, np.int64, before)
@@ -64,18 +60,35 @@ def matrix(rows: int, columns: int, dtype: type[T]) -> NDArray[T]:
     return np.frombuffer(_piece(size), dtype, count).reshape(rows, columns)
 
 
+def _longer(piece: mmap.mmap, size: int) -> mmap.mmap:
+    """A piece of at least `size` bytes: one that is idle, the same made longer, or a new one."""
+    with _lock:
+        found = _idle(size, 16)  # what grows will grow on
+    if found is None:
+        # Not everywhere can a mapping be made longer, and never while somebody else looks at it.
+        with suppress(SystemError, BufferError):
+            piece.resize(size)
+        found = piece if len(piece) >= size else None
+    return found or _piece(size)
+
+
 def _piece(size: int) -> mmap.mmap:
     """A piece of at least `size` bytes that nobody else uses, for as long as it, or a view of it, is held."""
     with _lock:
-        fitting = [piece for piece in _pieces if size <= len(piece) <= 2 * size and sys.getrefcount(piece) == _ALONE]
-        if fitting:
-            return min(fitting, key=len)
-        found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(AttributeError, OSError):  # not every system has huge pages
-            found.madvise(mmap.MADV_HUGEPAGE)
-        _pieces.append(found)
-        _let_go()
+        found = _idle(size, 2)
+        if found is None:
+            found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(AttributeError, OSError):  # not every system has huge pages
+                found.madvise(mmap.MADV_HUGEPAGE)
+            _pieces.append(found)
+            _let_go()
         return found
+
+
+def _idle(size: int, slack: int) -> mmap.mmap | None:
+    """The smallest piece that nobody uses, of `size` bytes or up to `slack` times as many."""
+    fitting = [piece for piece in _pieces if size <= len(piece) <= slack * size and sys.getrefcount(piece) == _ALONE]
+    return min(fitting, key=len, default=None)
 
 
 def _let_go() -> None:
