@@ -54,13 +54,13 @@ def fetch(_words, _at):
     """Nothing: it may be told any address."""
 
 
-def poisoned(piece):
-    """A maker of memory that holds anything but zeros."""
+def spoilt(memory, used):
+    """Memory for a state whose free words hold nonsense."""
 
-    def made(size):
-        found = piece(size)
-        found[:] = b"\xa5" * len(found)
-        return found
+    def made(plan, partitions, sizes):
+        words = memory(plan, partitions, sizes)
+        words[words[used] :] = -(2**62) - 12_345
+        return words
 
     return made
 
@@ -70,9 +70,10 @@ def main():
     bare.bared, bare.move, bare.wipe, bare.fetch = bared, move, wipe, fetch
     sys.modules[bare.__name__] = bare
     np.seterr(over="ignore")  # hashes wrap
-    from featurestore import growing  # noqa: PLC0415 - the kernel must not be there before
+    from featurestore.kernel import layout  # noqa: PLC0415 - the kernel must not be there before
+    from featurestore.planned import Plan  # noqa: PLC0415
 
-    growing._piece = poisoned(growing._piece)
+    Plan.memory = spoilt(Plan.memory, layout.USED)
     tests = [
         "tests/featurestore/test_engine.py",
         "-k",
