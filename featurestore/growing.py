@@ -11,7 +11,7 @@ import mmap
 import sys
 import threading
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,16 @@ KEPT, PIECES = 1 << 30, 64
 #: What is smaller (bytes) is left to the allocator, which uses it again by itself.
 LARGE = 1 << 20
 
-_ALONE = 3  # references to a piece that nobody uses: the list's, a loop's, and that of who counts
 _pieces: list[mmap.mmap] = []
 _lock = threading.Lock()
+
+
+def _references(things: list[Any]) -> list[int]:
+    return [sys.getrefcount(thing) for thing in things]
+
+
+#: As many has a thing that is nowhere but in a list; by how much counting adds to it depends on the Python.
+_ALONE = _references([object()])[0]
 
 
 class GrowingWords:
@@ -68,8 +75,11 @@ def _longer(piece: mmap.mmap, size: int) -> mmap.mmap:
         # Not everywhere can a mapping be made longer, and never while somebody else looks at it.
         with suppress(SystemError, BufferError):
             piece.resize(size)
-        found = piece if len(piece) >= size else None
-    return found or _piece(size)
+        found = piece if len(piece) >= size else _piece(size)
+    if len(found) > KEPT:
+        with _lock:
+            _forget(found)
+    return found
 
 
 def _piece(size: int) -> mmap.mmap:
@@ -80,21 +90,30 @@ def _piece(size: int) -> mmap.mmap:
             found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with suppress(AttributeError, OSError):  # not every system has huge pages
                 found.madvise(mmap.MADV_HUGEPAGE)
-            _pieces.append(found)
-            _let_go()
+            if size <= KEPT:
+                _pieces.append(found)
+                _let_go()
         return found
 
 
 def _idle(size: int, slack: int) -> mmap.mmap | None:
     """The smallest piece that nobody uses, of `size` bytes or up to `slack` times as many."""
-    fitting = [piece for piece in _pieces if size <= len(piece) <= slack * size and sys.getrefcount(piece) == _ALONE]
-    return min(fitting, key=len, default=None)
+    return min((piece for piece in _waiting() if size <= len(piece) <= slack * size), key=len, default=None)
+
+
+def _waiting() -> list[mmap.mmap]:
+    """The pieces that nobody uses."""
+    return [piece for piece, count in zip(_pieces, _references(_pieces), strict=True) if count == _ALONE]
 
 
 def _let_go() -> None:
     """Give back to the system what waits beyond the bounds, the largest first; forget the oldest beyond the others."""
-    idle = sorted((piece for piece in _pieces if sys.getrefcount(piece) == _ALONE), key=len)
+    idle = sorted(_waiting(), key=len)
     while idle and (sum(map(len, idle)) > KEPT or len(_pieces) > PIECES):
-        gone = idle.pop()
-        _pieces[:] = [piece for piece in _pieces if piece is not gone]
+        _forget(idle.pop())
     del _pieces[:-PIECES]
+
+
+def _forget(gone: mmap.mmap) -> None:
+    """Let a piece go back to the system when its user is done with it."""
+    _pieces[:] = [piece for piece in _pieces if piece is not gone]

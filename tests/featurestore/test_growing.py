@@ -78,3 +78,14 @@ def test_what_waits_is_bounded(monkeypatch):
     held = [matrix(1, 200_000 + n, np.int64) for n in range(9)]
     assert len(growing._pieces) == 3
     assert len({address(words) for words in held}) == 9
+
+
+def test_what_grew_beyond_the_bounds_goes_back_when_its_user_is_done(monkeypatch):
+    monkeypatch.setattr(growing, "KEPT", 20_000_000)
+    memory = GrowingWords(np.arange(5))
+    memory.grow(3_000_000)
+    assert memory.words[:5].tolist() == list(range(5))
+    assert growing._pieces == []
+    large = matrix(1, 3_000_000, np.int64)
+    assert len(large[0]) == 3_000_000
+    assert growing._pieces == []
