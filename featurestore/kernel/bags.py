@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featurestore.kernel.gathering import merged
+from featurestore.kernel.gathering import copied, united
 from featurestore.kernel.layout import (
     BAG,
     BAG_KIND,
@@ -33,7 +33,17 @@ from featurestore.kernel.layout import (
     compiled,
 )
 from featurestore.kernel.primitives import add_int, add_real
-from featurestore.kernel.runs import count_of, insert, is_full, make_room, place, remove, start_of
+from featurestore.kernel.runs import (
+    count_of,
+    first_session,
+    insert,
+    is_full,
+    make_room,
+    place,
+    remove,
+    search,
+    start_of,
+)
 from featurestore.kernel.sketches import larger_ranks, ranks_of, register_of, to_registers
 from featurestore.kernel.tallies import advance_all, forget_tallies, tell
 
@@ -46,10 +56,8 @@ def first_seen(words: Words, h: int, t: int, newest: int) -> int:
     """How many records, of a run of bags or lists, no window can see any more."""
     parent, hop, oldest = words[t + PARENT], words[t + HOP], newest - words[t + KEEP] + 1
     if parent:
-        first, count, start = ZERO, count_of(words, h, parent), start_of(words, h, parent)
-        while first + 1 < count and words[start + first * words[parent + STRIDE] + 1] < newest - words[parent + KEEP]:
-            first += 1
-        return place(words, h, t, words[start + first * words[parent + STRIDE]]) if count else ZERO
+        session = start_of(words, h, parent) + first_session(words, h, parent, newest) * words[parent + STRIDE]
+        return place(words, h, t, words[session]) if count_of(words, h, parent) else ZERO
     return place(words, h, t, oldest // hop * hop if words[t + KIND] == LISTS else oldest // hop)
 
 
@@ -59,17 +67,11 @@ def _one_session(words: Words, reals: Reals, h: int, t: int, start: int, end: in
     stride, first, after = words[t + STRIDE], place(words, h, t, start), place(words, h, t, end + 1)
     if place(words, h, t, start + 1) >= after:
         return
-    base, to = start_of(words, h, t) + first * stride, words[USED]
-    for i in range(after - first):
-        for j in range(1, stride):
-            words[to] = words[base + i * stride + j]
-            to += 1
-    at, end_at = merged(words, reals, words[t + BAG], words[USED], to)
-    count = (end_at - at) // (stride - 1)
-    for i in range(count):
-        words[base + i * stride] = start
-        for j in range(1, stride):
-            words[base + i * stride + j] = words[at + i * (stride - 1) + j - 1]
+    at, end_at = united(words, reals, h, t, first, after, words[USED])
+    count, to = (end_at - at) // (stride - 1), start_of(words, h, t) + first * stride
+    for entry in range(at, end_at, stride - 1):
+        words[to] = start
+        to = copied(words, to + 1, entry, stride - 1)
     remove(words, h, t, first + count, after - first - count)
 
 
@@ -113,7 +115,7 @@ def _evicted(words: Words, reals: Reals, h: int, t: int, first: int, end: int, a
 def _add_rank(words: Words, h: int, t: int, first: int, index: int, hashed: int) -> None:
     """Add a hash to a tile of registers."""
     stride, key = words[t + STRIDE], register_of(hashed)
-    at = first + _below(words, h, t, first, place(words, h, t, index + 1), key)
+    at = _key_place(words, h, t, first, place(words, h, t, index + 1), key)
     record = start_of(words, h, t) + at * stride
     if at == count_of(words, h, t) or words[record] != index or words[record + 1] != key:
         record = _new_key(words, h, t, at, index, key)
@@ -121,23 +123,16 @@ def _add_rank(words: Words, h: int, t: int, first: int, index: int, hashed: int)
 
 
 @compiled
-def _below(words: Words, h: int, t: int, first: int, end: int, key: int) -> int:
-    """How many keys of a tile, the records from `first` to before `end`, are below `key`."""
-    stride, start, low, high = words[t + STRIDE], start_of(words, h, t), first, end
-    while low < high:
-        middle = (low + high) >> 1
-        if words[start + middle * stride + 1] < key:
-            low = middle + 1
-        else:
-            high = middle
-    return low - first
+def _key_place(words: Words, h: int, t: int, first: int, end: int, key: int) -> int:
+    """Where the key is, or belongs, in a tile: the records from `first` to before `end`."""
+    return search(words, start_of(words, h, t) + 1, words[t + STRIDE], first, end, key)
 
 
 @compiled
 def _record(words: Words, reals: Reals, h: int, t: int, first: int, end: int, index: int, key: int) -> int:
     """Address of the record, of a tile that has no registers, that counts the key; 0 when they are to be made."""
     stride, bag, start = words[t + STRIDE], words[t + BAG], start_of(words, h, t)
-    at = first + _below(words, h, t, first, end, key)
+    at = _key_place(words, h, t, first, end, key)
     if at < end and words[start + at * stride + 1] == key:
         return start + at * stride
     policy, head = words[bag + POLICY], start + first * stride

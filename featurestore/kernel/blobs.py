@@ -33,7 +33,6 @@ from featurestore.kernel.layout import (
     NEWEST,
     POLICY,
     SESSIONS,
-    SIZES,
     SKETCH,
     STRIDE,
     TEXTS,
@@ -47,7 +46,7 @@ from featurestore.kernel.layout import (
 )
 from featurestore.kernel.lexicon import Lexicon, number_of, text_words, write_text
 from featurestore.kernel.run import new_slot
-from featurestore.kernel.runs import class_of, count_of, enlarge, place, set_count, start_of
+from featurestore.kernel.runs import class_for, class_of, count_of, enlarge, first_session, place, set_count, start_of
 from featurestore.kernel.sketches import RANK_BITS
 
 if TYPE_CHECKING:
@@ -67,10 +66,7 @@ def _first_live(words: Words, h: int, t: int) -> int:
     if kind == LATEST:
         return max(count - words[t + LIMIT], 0)
     if kind == SESSIONS:
-        first, start = ZERO, start_of(words, h, t)
-        while first + 1 < count and words[start + first * words[t + STRIDE] + 1] < newest - keep:
-            first += 1
-        return first
+        return first_session(words, h, t, newest)
     return place(words, h, t, newest - keep + 1)
 
 
@@ -235,9 +231,7 @@ def load(words: Words, slots: NDArray[np.int64], entity: int, partition: int, bl
     for run in range(runs):
         t, tiles = words[TRACKS] + run * TRACK_WORDS, blob[HEAD + run]
         set_count(words, h, t, ZERO)
-        size_class = max(class_of(words, h, t), 0)
-        while words[words[SIZES] + size_class] < tiles:
-            size_class += 1
+        size_class = class_for(words, tiles)
         if tiles and size_class > class_of(words, h, t):
             enlarge(words, h, t, size_class)
         start = start_of(words, h, t)

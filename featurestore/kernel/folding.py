@@ -36,7 +36,7 @@ from featurestore.kernel.layout import (
     inlined,
 )
 from featurestore.kernel.primitives import PAIR, STATS_INT, SUM_INT, add_one, merge_one, overflows
-from featurestore.kernel.runs import count_of, insert, is_full, make_room, place, remove, start_of
+from featurestore.kernel.runs import count_of, first_session, insert, is_full, make_room, place, remove, start_of
 
 if TYPE_CHECKING:
     from featurestore.kernel.layout import Reals, Words
@@ -107,10 +107,7 @@ def _fold_session(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, ro
     if time < oldest:
         return
     if is_full(words, h, t):
-        gone = 0
-        while gone + 1 < count_of(words, h, t) and words[start_of(words, h, t) + gone * stride + 1] < oldest:
-            gone += 1
-        make_room(words, h, t, gone)
+        make_room(words, h, t, first_session(words, h, t, newest))
     i, start, count = count_of(words, h, t), start_of(words, h, t), count_of(words, h, t)
     while i > 0 and words[start + (i - 1) * stride + 1] >= max(time - gap, oldest):
         i -= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore.kernel.layout import (
+    BAG,
     BAG_COUNT,
     BAG_FIRST,
     BAG_GROUPS_END,
@@ -51,10 +52,6 @@ if TYPE_CHECKING:
     from featurestore.kernel.layout import Reals, Words
 
     Slots = NDArray[np.int64]
-
-
-#: Words that are left behind entries, for who finishes them.
-SPARE = 64
 
 
 @inlined
@@ -128,7 +125,7 @@ def _sorted(words: Words, size: int, at: int, there: int, end: int) -> tuple[int
 
 
 @compiled
-def _united(words: Words, reals: Reals, bag: int, at: int, end: int) -> int:
+def _one_of_each(words: Words, reals: Reals, bag: int, at: int, end: int) -> int:
     """Make one entry of those of each key, in their order; where they end."""
     size, to = 1 + words[bag + BAG_WORDS], at
     for entry in range(at, end, size):
@@ -147,14 +144,23 @@ def merged(words: Words, reals: Reals, bag: int, at: int, end: int) -> tuple[int
     """
     size, there = 1 + words[bag + BAG_WORDS], end
     at, end, there = _sorted(words, size, at, there, end)
-    end = _united(words, reals, bag, at, end)
+    end = _one_of_each(words, reals, bag, at, end)
     if words[bag + POLICY] == SKETCH and at < end and words[at] < 0 and words[end - size] >= 0:
         hashes = at
         while words[hashes] < 0:
             hashes += size
         at, end, _ = _sorted(words, size, at, there, to_registers(words, hashes, end, size))
-        end = _united(words, reals, bag, at, end)
+        end = _one_of_each(words, reals, bag, at, end)
     return at, end
+
+
+@compiled
+def united(words: Words, reals: Reals, h: int, t: int, first: int, end: int, to: int) -> tuple[int, int]:
+    """Write the entries of a run's records [first, end), merged, to `to` or behind; where they begin and end."""
+    stride, at = words[t + STRIDE], to
+    for i in range(first, end):
+        at = copied(words, at, start_of(words, h, t) + i * stride + 1, stride - 1)
+    return merged(words, reals, words[t + BAG], to, at)
 
 
 @compiled

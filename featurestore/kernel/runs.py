@@ -51,6 +51,18 @@ def set_count(words: Words, h: int, t: int, count: int) -> None:
     words[at] = count << CLASS_BITS | words[at] & 63
 
 
+@inlined
+def search(words: Words, start: int, stride: int, low: int, high: int, wanted: int) -> int:
+    """Of ascending words, `stride` apart, the first from the `low`-th to before the `high`-th not below `wanted`."""
+    while low < high:
+        middle = (low + high) >> 1
+        if words[start + middle * stride] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 @compiled
 def place(words: Words, h: int, t: int, index: int) -> int:
     """How many tiles of the run lie before `index`."""
@@ -61,13 +73,7 @@ def place(words: Words, h: int, t: int, index: int) -> int:
     if words[t + KIND] == TILES:  # no two tiles have one index
         low = max(low, high - 1 - (words[start + (high - 1) * stride] - index))
         high = min(high, max(index - words[start], ZERO))
-    while low < high:
-        middle = (low + high) >> 1
-        if words[start + middle * stride] < index:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return search(words, start, stride, low, high, index)
 
 
 @compiled
@@ -80,6 +86,24 @@ def place_from(words: Words, h: int, t: int, near: int, index: int) -> int:
     while at < count and words[start + at * stride] < index:
         at += 1
     return at
+
+
+@compiled
+def first_session(words: Words, h: int, t: int, newest: int) -> int:
+    """How many sessions of the run are over for good; the newest is kept whatever its age."""
+    first, start, stride = ZERO, start_of(words, h, t), words[t + STRIDE]
+    while first + 1 < count_of(words, h, t) and words[start + first * stride + 1] < newest - words[t + KEEP]:
+        first += 1
+    return first
+
+
+@inlined
+def class_for(words: Words, count: int) -> int:
+    """The smallest size class with room for so many."""
+    size_class = ZERO
+    while words[words[SIZES] + size_class] < count:
+        size_class += 1
+    return size_class
 
 
 @compiled

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore.kernel.bare import move
-from featurestore.kernel.gathering import combine, copied, has_room, merged, of_latest, spans
+from featurestore.kernel.gathering import combine, copied, has_room, merged, of_latest, spans, united
 from featurestore.kernel.layout import (
     BAG_CLASS,
     BAG_COUNT,
@@ -46,7 +46,7 @@ from featurestore.kernel.layout import (
     compiled,
     inlined,
 )
-from featurestore.kernel.runs import count_of, free_room, place, start_of, take_room
+from featurestore.kernel.runs import class_for, count_of, free_room, place, search, start_of, take_room
 from featurestore.kernel.sketches import larger_ranks, ranks_of, register_of
 from featurestore.kernel.windows import cache_of
 from featurestore.times import ENDLESS
@@ -69,11 +69,10 @@ def _is_kept(words: Words, g: int) -> bool:
 @compiled
 def _make_room(words: Words, g: int, at: int, count: int) -> None:
     """Move the tally at `at` to room for `count` entries, if it has none."""
-    size, sizes, old, needed = 1 + words[words[g + OF_BAG] + BAG_WORDS], words[SIZES], words[at + BAG_CLASS], ZERO
+    size, sizes, old = 1 + words[words[g + OF_BAG] + BAG_WORDS], words[SIZES], words[at + BAG_CLASS]
     if old >= 0 and words[sizes + old] >= count:
         return
-    while words[sizes + needed] < count:
-        needed += 1
+    needed = class_for(words, count)
     new = take_room(words, g + SUMS_FREE, needed, size)
     if old >= 0:
         move(words, new, words[at + BAG_START], words[at + BAG_COUNT] * size)
@@ -83,23 +82,11 @@ def _make_room(words: Words, g: int, at: int, count: int) -> None:
 
 
 @compiled
-def _found(words: Words, at: int, size: int, key: int) -> int:
-    """How many entries of the tally come before the key."""
-    low, high, start = ZERO, words[at + BAG_COUNT], words[at + BAG_START]
-    while low < high:
-        middle = (low + high) >> 1
-        if words[start + middle * size] < key:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@compiled
 def _entry(words: Words, g: int, at: int, key: int) -> int:
     """Address of the key's entry, made when there is none."""
     size = 1 + words[words[g + OF_BAG] + BAG_WORDS]
-    i, count = _found(words, at, size, key), words[at + BAG_COUNT]
+    count = words[at + BAG_COUNT]
+    i = search(words, words[at + BAG_START], size, ZERO, count, key)
     entry = words[at + BAG_START] + i * size
     if i < count and words[entry] == key:
         return entry
@@ -203,15 +190,6 @@ def advance_all(words: Words, reals: Reals, h: int, t: int, newest: int) -> None
 
 
 @compiled
-def _tallied(words: Words, reals: Reals, h: int, g: int, first: int, end: int, to: int) -> tuple[int, int]:
-    """Write the entries of the run's records [first, end), united by key, to `to` or behind; where they lie and end."""
-    t, at = words[g + TRACK], to
-    for i in range(first, end):
-        at = copied(words, at, start_of(words, h, t) + i * words[t + STRIDE] + 1, words[t + STRIDE] - 1)
-    return merged(words, reals, words[g + OF_BAG], to, at)
-
-
-@compiled
 def _tally(words: Words, reals: Reals, h: int, g: int, as_of: int) -> int:
     """Address, in the slot's cache, of the group's tally, brought up to date."""
     t, at = words[g + TRACK], cache_of(words, h) + words[g + CACHED]
@@ -220,7 +198,7 @@ def _tally(words: Words, reals: Reals, h: int, g: int, as_of: int) -> int:
         return at
     begin, size = place(words, h, t, first), words[t + STRIDE] - 1
     aside = words[USED] + 2 * (count_of(words, h, t) - begin + 1) * size  # behind the room that the tally may take
-    start, end = _tallied(words, reals, h, g, begin, count_of(words, h, t), aside)
+    start, end = united(words, reals, h, t, begin, count_of(words, h, t), aside)
     words[at + BAG_COUNT] = 0
     _make_room(words, g, at, max((end - start) // size, 1))
     move(words, words[at + BAG_START], start, end - start)
@@ -259,7 +237,7 @@ def entries(
             at = words[h + CACHE] + words[g + CACHED]
             start, last = words[at + BAG_START], words[at + BAG_START] + words[at + BAG_COUNT] * size
         else:
-            start, last = _tallied(words, reals, h, g, first, end, to)
+            start, last = united(words, reals, h, t, first, end, to)
         move(words, to, start, last - start)
         to, parts = to + (last - start), parts + 1
     return merged(words, reals, bag, begin, to) if parts > 1 else (begin, to)

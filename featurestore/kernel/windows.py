@@ -53,7 +53,7 @@ from featurestore.kernel.layout import (
     compiled,
     inlined,
 )
-from featurestore.kernel.runs import count_of, free_room, place, place_from, start_of, take_room
+from featurestore.kernel.runs import class_for, count_of, free_room, place, place_from, start_of, take_room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,9 +104,7 @@ def _room_for_sums(words: Words, g: int, at: int, length: int) -> bool:
     sizes, stride, size_class = words[SIZES], words[words[g + TRACK] + ACC], words[at + _CLASS]
     if size_class >= 0 and words[sizes + size_class] >= length:
         return True
-    needed = 0
-    while words[sizes + needed] < length:
-        needed += 1
+    needed = class_for(words, length)
     if words[g + SUMS_FREE + needed] == 0 and words[USED] + words[sizes + needed] * stride > words.shape[0]:
         words[WANTED] = words[sizes + needed] * stride
         return False
