@@ -47,16 +47,25 @@ from tests.featurestore.helpers import (
     state_of,
     stored,
 )
-from tests.featurestore.test_engine import AGGREGATES, BAGS, BOUNDED, CONDITIONS, ENTITIES, EVENTS, SOURCES, WINDOWS
+from tests.featurestore.test_engine import (
+    AGGREGATES,
+    BAGS,
+    BOUNDED,
+    CONDITIONS,
+    ENTITIES,
+    EVENTS,
+    SOURCES,
+    WINDOWS,
+    some_of,
+    with_length,
+)
 
 
 @st.composite
 def changes(draw):
     """A view, a later definition of it, and events."""
-    several = st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=4, unique_by=lambda w: getattr(w, "label", w))
-    windows = draw(several)
-    lengthy = [w for w in windows if isinstance(w, str) or w.kind in ("tiles", "exact")]
-    lengthy = [w for w in lengthy if w != "lifetime"] or ["90s"]
+    windows = draw(some_of(WINDOWS, 4))
+    lengthy = with_length(windows)
     aggregate = st.tuples(st.sampled_from([*AGGREGATES, *BAGS, *BOUNDED]), st.sampled_from([None, None, *CONDITIONS]))
     pool = draw(st.lists(aggregate, min_size=2, max_size=7))
     source, entity = draw(st.sampled_from(SOURCES)), draw(st.sampled_from(ENTITIES))
@@ -65,8 +74,7 @@ def changes(draw):
         chosen = {}
         for i in draw(st.lists(st.integers(0, len(pool) - 1), min_size=1, max_size=6, unique=True)):
             (make, column), where = pool[i]
-            its = st.sampled_from(lengthy if make is Rate else windows)
-            its = draw(st.lists(its, min_size=1, max_size=2, unique_by=lambda w: getattr(w, "label", w)))
+            its = draw(some_of(lengthy if make is Rate else windows, 2))
             chosen[f"f{i}"] = make(column, where=where, windows=its)
         versions.append(made(chosen, source=source, entity=entity))
     return *versions, numbered(draw(st.lists(EVENTS, max_size=25)))

@@ -130,14 +130,22 @@ EVENTS = st.builds(
 )
 
 
+def some_of(windows, most):
+    """Lists of a few windows, no two of one name."""
+    return st.lists(st.sampled_from(windows), min_size=1, max_size=most, unique_by=lambda w: getattr(w, "label", w))
+
+
+def with_length(windows):
+    """Those of the windows that have a length, as a rate needs; at least one."""
+    timed = [each for each in windows if isinstance(each, str) or each.kind in ("tiles", "exact")]
+    return [each for each in timed if each != "lifetime"] or ["90s"]
+
+
 @st.composite
 def views(draw):
     chosen = draw(st.lists(st.tuples(st.sampled_from(AGGREGATES), st.sampled_from(CONDITIONS)), min_size=1, max_size=5))
-    windows = draw(
-        st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=3, unique_by=lambda w: getattr(w, "label", w))
-    )
-    lengthy = [each for each in windows if isinstance(each, str) or each.kind in ("tiles", "exact")]
-    lengthy = [each for each in lengthy if each != "lifetime"] or ["90s"]
+    windows = draw(some_of(WINDOWS, 3))
+    lengthy = with_length(windows)
     features = {
         f"f{i}": make(column, where=where, windows=lengthy if make is Rate else None)
         for i, ((make, column), where) in enumerate(chosen)
