@@ -13,7 +13,6 @@ of its entity, made of its own events only.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -98,7 +97,7 @@ def at_rows(
     name = time_column(view, rows) if time is None else time
     asked = _checked_rows(view, rows, name)
     times = asked["_at"].to_numpy()
-    plan, accepted = _patient(view), _accepted(view, events)
+    plan, accepted = compiled(view).patient, _accepted(view, events)
     if mode == "event_time" and plan.has_sessions and not _in_order(accepted):
         raise DataError(
             f"view {view.name!r} has sessions, which depend on the order in which events came, and these came out of "
@@ -110,7 +109,7 @@ def at_rows(
     seen[row_codes] = True
     seen[NO_ENTITY] = False
     useful = seen[event_codes] & (values <= (times.max() if len(times) else 0))
-    needed = accepted.select(_columns(plan)).filter(pl.Series(useful))
+    needed = accepted.select("_partition", "_time", *plan.columns).filter(pl.Series(useful))
     log = _Log(needed, event_codes[useful], values[useful])
     entities, instants, place = _distinct(row_codes, times)
     torn = _torn(log, entities, instants)
@@ -174,18 +173,6 @@ def _checked_rows(view: View, rows: pl.DataFrame, time: str) -> pl.DataFrame:
     if at.null_count():
         raise DataError(f"column {time!r} has nulls: a row without a time has no features; drop those rows")
     return pl.DataFrame([*keys, at.alias("_at")])
-
-
-def _patient(view: View) -> Plan:
-    """The view's plan, for events of which the late ones have been taken out already."""
-    return dataclasses.replace(compiled(view), lateness=ENDLESS)
-
-
-def _columns(plan: Plan) -> list[str]:
-    """The columns that folding looks at."""
-    wheres = [lane.where.meta.root_names() for lane in plan.lanes if lane.where is not None]
-    lanes = [(lane.column, lane.other) for lane in plan.lanes]
-    return list(dict.fromkeys(["_partition", "_time", *filter(None, itertools.chain(*lanes, *wheres))]))
 
 
 def _in_order(events: pl.DataFrame) -> bool:

@@ -84,9 +84,7 @@ def last_offsets(events: pl.DataFrame) -> dict[int, int]:
 
 def columns_of(view: View) -> list[str]:
     """The columns of the source that the view needs."""
-    lanes = compiled(view).lanes
-    read = {*view.entity.keys, *(lane.column for lane in lanes)}
-    read |= {name for lane in lanes if lane.where is not None for name in lane.where.meta.root_names()}
+    read = {*view.entity.keys, *compiled(view).columns}
     return [name for name in view.source.types if name in read]
 
 

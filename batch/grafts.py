@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from batch.archive import below
+from batch.events import columns_of
 from batch.handover import claim
 from batch.refolding import may_overflow, refolded
 from featurestore.definitions import View
@@ -34,21 +35,28 @@ class Kept:
     since: Mapping[int, int]
 
 
-async def older(
-    view: View, specs: Iterable[Mapping[str, Any]], partitions: int, store: OnlineStore
-) -> tuple[Graft | None, str]:
-    """What the newest of the definitions `specs` (it comes last) that has states in the store gives.
+class Older(NamedTuple):
+    """What a view may take over of an older definition, or why that is nothing; "" where none has states."""
 
-    Or why that gives nothing; "" when none has states.
-    """
+    graft: Graft | None = None
+    reason: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the older definition reads."""
+        return [] if self.graft is None else columns_of(self.graft.old.view)
+
+
+async def older(view: View, specs: Iterable[Mapping[str, Any]], partitions: int, store: OnlineStore) -> Older:
+    """What the newest of the definitions `specs` (it comes last) that has states in the store gives."""
     for spec in reversed(list(specs)):
         key = f"{spec['view']}@{spec['fingerprint']}"
         try:
             if key != view.key and any(await store.positions(key, spec["source"], partitions)):
-                return graft_of(spec, view), ""
+                return Older(graft_of(spec, view))
         except (DefinitionError, FormatError) as error:
-            return None, str(error)
-    return None, ""
+            return Older(reason=str(error))
+    return Older()
 
 
 async def take_over(
@@ -87,9 +95,8 @@ async def take_over(
         await claim(view, partition, store, owner)
         await _write(view, partition, position, states, store, owner, now)
         count += len(states)
-    names = {feature.name for feature in graft.kept}
-    kept = tuple(feature.name for feature in view.stored if feature.name in names)
-    anew = tuple(feature.name for feature in view.stored if feature.name not in names)
+    anew = tuple(feature.name for feature in graft.anew)
+    kept = tuple(feature.name for feature in view.stored if feature.name not in anew)
     return Kept(old.key, kept, anew, count, since)
 
 

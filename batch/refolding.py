@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +16,6 @@ from featurestore.grafting import Graft
 from featurestore.kernel import Results, Steps, layout
 from featurestore.kernel import primitives as prim
 from featurestore.planned import Plan
-from featurestore.times import ENDLESS
 
 Bools = NDArray[np.bool_]
 
@@ -63,10 +61,9 @@ def refolded(graft: Graft, events: pl.DataFrame, partitions: int, *, whole: bool
         torn = np.isin(pairs, pairs[differs])
         for pair in np.unique(pairs[differs]).tolist():
             apart.setdefault(pair % partitions, set()).add(names[pair // partitions])
-    patient = dataclasses.replace(graft.new, lateness=ENDLESS)
     return Refolded(
         {} if graft.part is None else _folded(graft.part, events.filter(pl.Series(~torn & ~late)), partitions),
-        _folded(patient, events.filter(pl.Series(torn & ~late)), partitions) if torn.any() else {},
+        _folded(graft.new.patient, events.filter(pl.Series(torn & ~late)), partitions) if torn.any() else {},
         apart,
     )
 

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import polars as pl
 
+from featurestore.aggregates import NUMBERS
 from featurestore.definitions import Feature, View
 from featurestore.errors import DataError, DefinitionError
 from featurestore.expressions import Derived, by_name, checked_type, closest, evaluated, roots
@@ -20,7 +21,6 @@ from featurestore.sources import Source
 #: A view (all its features), one feature, a named derived feature, or a column of the event.
 Chosen: TypeAlias = View | Feature | Derived | str
 
-_NUMERIC = ("int", "float", "bool")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # Columns that a prediction has beside its inputs.
 _TAKEN = ("id", "prediction", "probability", "model_version", "variant")
@@ -134,7 +134,7 @@ class FeatureSet:
         types = self.on.types
         if column not in types:
             raise DefinitionError(f"there is no column {column!r} in {self.on.name!r}; {closest(column, types)}")
-        if types[column] not in _NUMERIC:
+        if types[column] not in NUMBERS:
             raise DefinitionError(
                 f"column {column!r} is a {types[column]} and a model takes numbers; derive one in Source(derive=...)"
             )
@@ -151,7 +151,7 @@ class FeatureSet:
             )
         self._check_reads(here, expression)
         kind = checked_type(expression, self._types, here)
-        if kind not in _NUMERIC:
+        if kind not in NUMBERS:
             raise DefinitionError(
                 f"{here} is a {kind} and a model takes numbers; hash it, or compare it with what it may be (one_hot)"
             )
@@ -170,7 +170,7 @@ class FeatureSet:
 
 
 def _checked_feature(feature: Feature) -> str:
-    if feature.type not in _NUMERIC:
+    if feature.type not in NUMBERS:
         raise DefinitionError(
             f"feature {feature.full_name!r} is a {feature.type} and a model takes numbers; leave it out, or derive a "
             "number of it; a view's other features may be named one by one, and the view among `reads`"

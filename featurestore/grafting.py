@@ -23,7 +23,7 @@ from featurestore.kernel import primitives as prim
 from featurestore.plan import compiled
 from featurestore.planned import Lane, Plan
 from featurestore.specs import view_of
-from featurestore.texts import code_of, read_texts
+from featurestore.texts import code_of, read_texts, text_words
 from featurestore.times import ENDLESS
 
 if TYPE_CHECKING:
@@ -80,6 +80,12 @@ class Graft:
                 if take.part is None or (taken and row[at.LENGTH] + row[at.DELAY] <= take.keep):
                     kept += [self.new.outputs[j] for j in out[at.OUTPUT :] if j >= 0]
         return kept
+
+    @property
+    def anew(self) -> list[Feature]:
+        """Those that do, in the order of the view."""
+        kept = {feature.name for feature in self.kept}
+        return [feature for feature in self.new.view.stored if feature.name not in kept]
 
     def state(self, old: bytes | None, part: bytes | None) -> bytes:
         """The new state of an entity on a partition; both are encoded, None where there is no state."""
@@ -218,8 +224,7 @@ def _part(new: Plan, takes: Sequence[_Take], numbers: Sequence[int]) -> Plan:
         outs=(),
         out_parameters=(),
         cache_words=0,
-        lateness=ENDLESS,
-    )
+    ).patient
 
 
 def _part_ops(new: Plan, missing: Sequence[int]) -> Iterator[tuple[Row, float]]:
@@ -330,6 +335,4 @@ def _texts(plan: Plan, runs: Sequence[Words], *states: _Read) -> Words:
     named = [run[:, list(places)].reshape(-1) for run, places in zip(runs, plan.track_texts, strict=True)]
     known = {code_of(text): text for state in states for text in state.texts}
     codes = dict.fromkeys(np.concatenate(named).tolist())
-    raw = [known[code].encode() for code in codes if code in known]
-    words = b"".join(len(text).to_bytes(8, "little") + text + bytes(-len(text) % 8) for text in raw)
-    return np.frombuffer(words, np.int64)
+    return text_words(known[code] for code in codes if code in known)

@@ -97,8 +97,7 @@ def compiled(view: View) -> Plan:
     rows = [
         _row(track, tracks, bags, first, end) for track, first, end in zip(tracks, firsts, firsts[1:], strict=False)
     ]
-    outputs, groups, outs = _outputs(tracks, lanes, numbers)
-    cached = sum(CACHE_HEAD + 2 * track.acc for track in tracks for _ in _windows(track))
+    outputs, groups, outs, cached = _outputs(tracks, lanes, numbers)
     cached = _add_bag_outputs(tracks, bags, outputs, groups, outs, cached)
     return Plan(
         view,
@@ -282,8 +281,8 @@ def _windows(track: _Track) -> list[tuple[int, int]]:
 
 def _outputs(
     tracks: Sequence[_Track], lanes: Sequence[Lane], numbers: _Numbers
-) -> tuple[list[Feature], list[tuple[int, ...]], list[tuple[list[int], float]]]:
-    """The features in order of writing, and the rows of groups and outs."""
+) -> tuple[list[Feature], list[tuple[int, ...]], list[tuple[list[int], float]], int]:
+    """The features in order of writing, the rows of groups and outs, and the words of a slot's cache."""
     outputs: list[Feature] = []
     groups: list[tuple[int, ...]] = []
     outs: list[tuple[list[int], float]] = []
@@ -298,7 +297,7 @@ def _outputs(
             cached += CACHE_HEAD + 2 * track.acc
             outs += rows
             outputs += mine
-    return outputs, groups, outs
+    return outputs, groups, outs, cached
 
 
 def _add_bag_outputs(

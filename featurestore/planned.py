@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.expressions import roots
 from featurestore.kernel import layout as at
 from featurestore.kernel import primitives as prim
 from featurestore.times import ENDLESS
@@ -57,6 +59,17 @@ class Plan:
     out_parameters: tuple[float, ...]
     cache_words: int
     lateness: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of events that folding looks at, each once; two lanes of a pair each name their own."""
+        read = [name for lane in self.lanes for name in (lane.column, *roots(lane.where)) if name]
+        return tuple(dict.fromkeys(read))
+
+    @property
+    def patient(self) -> Plan:
+        """The same plan, for events of which the late ones have been taken out already."""
+        return dataclasses.replace(self, lateness=ENDLESS)
 
     @property
     def has_texts(self) -> bool:

@@ -19,17 +19,7 @@ if TYPE_CHECKING:
 
     Spec = Mapping[str, Any]
 
-_BAGS = (
-    bags.CountBy,
-    bags.Distinct,
-    bags.FirstN,
-    bags.Histogram,
-    bags.LastN,
-    bags.Mode,
-    bags.Quantile,
-    bags.SumBy,
-    bags.TopK,
-)
+_BAGS = bags.BagAggregate.__subclasses__() + bags.FirstN.__subclasses__()
 #: Every aggregate by the name that a spec has for it.
 AGGREGATES: dict[str, type[Aggregate]] = {made.__name__: made for made in (*RECIPES, *_BAGS)}
 

@@ -96,6 +96,13 @@ def _room(texts: int, size: int) -> Lexicon:
     return Lexicon(codes, ends, np.zeros(size, np.uint8), np.full(2 * texts, -1, np.int32), marks)
 
 
+def text_words(texts: Iterable[str]) -> NDArray[np.int64]:
+    """Texts as they stand behind a state's runs (see `kernel.lexicon`)."""
+    raw = [text.encode() for text in texts]
+    words = b"".join(len(text).to_bytes(8, "little") + text + bytes(-len(text) % 8) for text in raw)
+    return np.frombuffer(words, np.int64)
+
+
 def read_texts(words: NDArray[np.int64]) -> list[str] | None:
     """The texts behind a state's runs; None when they are none."""
     raw, at, out = words.tobytes(), 0, []

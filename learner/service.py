@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from featurestore import DefinitionError, Source, View
+from featurestore.aggregates import NUMBERS
 from featurestore.expressions import checked_type, closest
 from featurestore.featureset import Chosen, FeatureSet
 from featurestore.times import milliseconds
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _META = ("_partition", "_offset", "_time", "_step")
-_NUMERIC = ("int", "float", "bool")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Label:
         if self.id not in self.source.types:
             raise DefinitionError(f"{here}: there is no id column {self.id!r}; {closest(self.id, self.source.types)}")
         kind = checked_type(self.value, self.source.types, here)
-        if kind not in _NUMERIC:
+        if kind not in NUMBERS:
             raise DefinitionError(
                 f"{here}: its value is a {kind}, and labels are true or false (only binary classification so far); "
                 'write a condition, such as value=col("delay") > 15'

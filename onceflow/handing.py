@@ -7,18 +7,15 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
 from rich.progress import Progress
 
-from batch.events import columns_of
-from batch.grafts import Kept, older, take_over
+from batch.grafts import Kept, Older, older, take_over
 from batch.handover import hand_over
 from featurestore.definitions import View
-from featurestore.grafting import Graft
 from featurestore.online import connect
 from featurestore.registry import Registry
 from featurestore.stores import OnlineStore
@@ -27,24 +24,11 @@ from onceflow import settings
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Older:
-    """What the view may take over, or why that is nothing."""
-
-    graft: Graft | None = None
-    reason: str = ""
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that the older definition reads."""
-        return [] if self.graft is None else columns_of(self.graft.old.view)
-
-
 def find_older(view: View, ends: Mapping[int, int]) -> Older:
     """Look for an older definition of the view: registered, and with states in Redis."""
     entries = Registry(settings.load(Path.cwd(), os.environ).data / "registry").entries()
     specs = [entry.spec for entry in entries if entry.view == view.name]
-    return Older(*_with_store(lambda store: older(view, specs, max(ends, default=0) + 1, store)))
+    return _with_store(lambda store: older(view, specs, max(ends, default=0) + 1, store))
 
 
 def hand_over_online(

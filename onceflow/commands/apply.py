@@ -64,10 +64,9 @@ def _kept(view: View, before: Entry | None) -> str:
         graft = graft_of(before.spec, view)
     except DefinitionError as error:
         return f", all of it from history: {error}"
-    kept = {feature.name for feature in graft.kept}
-    anew = ", ".join(feature.name for feature in view.stored if feature.name not in kept)
+    anew = ", ".join(feature.name for feature in graft.anew)
     needs = f"; only {anew} {'needs' if ',' not in anew else 'need'} history" if anew else ", and none needs history"
-    return f", which keeps {len(kept)} of {len(view.stored)} features from {graft.old.view.key}{needs}"
+    return f", which keeps {len(graft.kept)} of {len(view.stored)} features from {graft.old.view.key}{needs}"
 
 
 def _text(told: list[dict[str, object]]) -> str:

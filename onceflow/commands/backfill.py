@@ -15,12 +15,13 @@ from rich.progress import Progress, TaskID
 
 from batch.backfill import Mode, after_event_parts, at_rows, time_column
 from batch.events import columns_of, event_files, is_log, reach, read_events
+from batch.grafts import Older
 from batch.parts import Parts
 from featurestore.definitions import View
 from featurestore.errors import ConfigError
 from onceflow import modules
 from onceflow.commands.verify import bar
-from onceflow.handing import Older, find_older, hand_over_online, told
+from onceflow.handing import find_older, hand_over_online, told
 
 #: Rows of an --at file that make one part.
 ROWS = 1_000_000
@@ -69,14 +70,15 @@ def run(
     parts = None if out is None else Parts(out, _job(made, events, at, mode), resume=resume)
     with bar("done") as progress:
         task = progress.add_task(f"reading {made.source.name}", total=None)
-        older = find_older(made, reach(events, made.source)) if online else Older()
+        ends = reach(events, made.source) if online else {}
+        older = find_older(made, ends) if online else Older()
         frame = read_events(made.source, events, {*columns_of(made), *older.columns})
         summary = _Summary(made.name, len(frame))
         if parts is not None:
             progress.update(task, description=made.name)
             _write(made, frame, None if at is None else _rows(at), mode, parts, summary, progress, task)
         if online:
-            summary.online = hand_over_online(made, older, frame, reach(events, made.source), progress)
+            summary.online = hand_over_online(made, older, frame, ends, progress)
     summary.seconds = round(time.perf_counter() - began, 3)
     typer.echo(codec.dumps(vars(summary)) if json else _text(summary, out))
 
