@@ -106,7 +106,8 @@ def with_duckdb(frame: pl.DataFrame) -> pa.Table:
     connection = duckdb.connect(config={"threads": 1})
     connection.register("events", frame.select("card", "amount", pl.col("at").cast(pl.Datetime("ms"))).to_arrow())
     seconds = {"5m": 300, "1h": 3_600, "1d": 86_400}
-    parts, windows = [], []
+    parts: list[str] = []
+    windows = []
     for period in PERIODS:
         functions = ("count(*)", "sum(amount)", "min(amount)", "max(amount)", "stddev_samp(amount)")
         parts += [f"{function} over w{period} as c{len(parts) + i}" for i, function in enumerate(functions)]

@@ -37,15 +37,15 @@ def batches(entities: int) -> Iterator[pl.DataFrame]:
             yield pl.DataFrame({**columns, **meta}).cast(pl.Schema(META))
 
 
-def main() -> None:
+def main(entities: int = ENTITIES) -> None:
     state, seconds = ViewState(compiled(TILED), 1), 0.0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for frame in batches(ENTITIES):
+    for frame in batches(entities):
         begun = time.perf_counter()
         codes, keys = entity_codes(frame, ["card"])
-        state.run(steps_of(frame, state.number(keys)[codes]), lane_inputs(state.plan, frame), emit=True)
+        state.run(steps_of(frame, state.number(keys)[codes]), lane_inputs(state.plan, frame, state.texts), emit=True)
         seconds += time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{ENTITIES:,} entities, {EVENTS} events each")
+    print(f"{entities:,} entities, {EVENTS} events each")
     print(f"  peak of process  {1024 * peak / GB:>8.2f} GB, {1024 * before / GB:.2f} of them before the first event")
-    print(f"  events/s         {ENTITIES * EVENTS / seconds:>8,.0f}")
+    print(f"  events/s         {entities * EVENTS / seconds:>8,.0f}")

@@ -30,7 +30,7 @@ def once(module: str, log: Path, environment: Mapping[str, str]) -> float:
     begun = time.time()
     with running(["worker", "--module", module, "--mode", "replay", "--until-end"], log, environment) as worker:
         worker.wait()
-        return worker.result()["first_fold"] / 1000 - begun
+        return float(worker.result()["first_fold"]) / 1000 - begun
 
 
 def starts(module: str, frames: Mapping[str, pl.DataFrame], folder: Path) -> list[float]:

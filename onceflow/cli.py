@@ -207,7 +207,10 @@ def verify(module: Module, json: Json = False) -> None:
 
 @app.command(epilog="Example: onceflow bench engine")
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="engine, stream or start; all if none is named.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="engine, stream or start, all if none is named; or memory."),
+    ] = None,
 ) -> None:
     """Measure this machine against what one would use instead."""
     _run("bench", names=names or [])

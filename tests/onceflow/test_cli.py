@@ -11,6 +11,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import memory
 from featurestore.errors import ConfigError, DefinitionError, GapError, UnavailableError
 from onceflow import cli
 from onceflow.children import free_port
@@ -151,6 +152,13 @@ def test_bench_names_its_benchmarks_and_says_where_they_are(project, monkeypatch
     assert "there are engine, stream, start" in run("bench", "nothing").stderr
     monkeypatch.chdir(project)
     assert "run this in a checkout" in run("bench", "engine").stderr
+
+
+def test_the_benchmark_of_memory_counts_every_event(capsys):
+    memory.main(300)
+    out = capsys.readouterr().out
+    assert "300 entities, 3 events each" in out
+    assert "peak of process" in out
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
