@@ -73,13 +73,19 @@ def assert_shape(got, want, feature, inputs, here):
         assert abs(got - want) <= 1e-6 * max(abs(want), 1, spread * isinstance(feature.aggregate, Slope)), here
 
 
+def of_bins(size):
+    """How far off a quantile of bins may be, of values of this size; below 2^-1022 floats have too few bits."""
+    return 0.008 * size + 2.0**-1028
+
+
 def assert_bag(got, want, feature, inputs, here):
     """Counts and values are exact; sketches and sums of floats keep to their error bounds."""
     aggregate = feature.aggregate
     if isinstance(aggregate, Distinct) and want > aggregate.bound:
         assert abs(got - want) <= max(1, 6 * 0.023 * want), here
     elif isinstance(aggregate, Quantile) and want is not None:
-        bound = 0 if feature.window.kind in ("exact", "last") else 0.008 * max(abs(float(v)) for v in inputs)
+        exact = feature.window.kind in ("exact", "last")
+        bound = 0 if exact else of_bins(max(abs(float(value)) for value in inputs))
         assert got == want or math.isinf(bound) or abs(got - want) <= bound + 1e-12 * abs(want), here
     elif isinstance(aggregate, SumBy) and feature.type == "map[float]":
         size = math.fsum(abs(amount) for amount, _ in inputs)

@@ -14,7 +14,7 @@ from featurestore import CountBy, Distinct, Mode, Quantile, SumBy, TopK, last, o
 from featurestore.columns import coded
 from featurestore.kernel.sketches import estimated, to_registers
 from featurestore.texts import Texts
-from tests.featurestore.closeness import INT64
+from tests.featurestore.closeness import INT64, of_bins
 from tests.featurestore.helpers import NOON, do, event, fold, made, numbered, read, restored, state_of
 
 MILLION = 1_000_000
@@ -162,7 +162,7 @@ def test_a_quantile_in_bins_is_within_its_bound_and_an_exact_one_is_exact(values
         if want is None or math.isinf(want):
             assert got == want
         else:
-            bound = 0.008 * max(abs(low), abs(high)) + 2.0**-1028
+            bound = of_bins(max(abs(low), abs(high)))
             assert abs(got / 4 - want / 4) <= bound / 4
 
 
