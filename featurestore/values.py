@@ -1,0 +1,86 @@
+"""Many byte strings in one buffer: what a topic's records hold, without an object for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.kernel.objects import view_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+    Ints = NDArray[np.int64]
+
+
+class Values(Sequence["bytes | None"]):
+    """A sequence of bytes or None: string `i` is `lengths[i]` bytes of `buffer` from `starts[i]` on; -1 for None."""
+
+    __slots__ = ("buffer", "lengths", "starts")
+
+    def __init__(self, buffer: Bytes, starts: Ints, lengths: Ints) -> None:
+        # Numba compiles anew for each layout, and for what may not be written to.
+        self.buffer = buffer if not buffer.flags.writeable else _frozen(buffer)
+        self.starts, self.lengths = (np.require(each, np.int64, ["C", "W"]) for each in (starts, lengths))
+
+    @classmethod
+    def of(cls, values: Sequence[bytes | None]) -> Values:
+        """The values as one buffer; those that are so already as they are."""
+        if isinstance(values, Values):
+            return values
+        lengths = np.fromiter((-1 if value is None else len(value) for value in values), np.int64, len(values))
+        ends = np.cumsum(np.maximum(lengths, 0))
+        buffer = np.frombuffer(b"".join(value or b"" for value in values), np.uint8)
+        return cls(buffer, ends - np.maximum(lengths, 0), lengths)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, at: int) -> bytes | None: ...
+    @overload
+    def __getitem__(self, at: slice) -> Values: ...
+    def __getitem__(self, at: int | slice) -> bytes | Values | None:
+        if isinstance(at, slice):
+            return Values(self.buffer, self.starts[at], self.lengths[at])
+        start, length = int(self.starts[at]), int(self.lengths[at])
+        return None if length < 0 else self.buffer[start : start + length].tobytes()
+
+    def __iter__(self) -> Iterator[bytes | None]:
+        memory = self.buffer.data
+        for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
+            yield None if length < 0 else bytes(memory[start : start + length])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Values({list(self)!r})"
+
+    def taken(self, rows: NDArray[np.int64]) -> Values:
+        """The strings at these places."""
+        return Values(self.buffer, self.starts[rows], self.lengths[rows])
+
+    def to_arrow(self) -> pa.Array:
+        """An Arrow array of binary views of the buffer."""
+        words = np.zeros((len(self), 2), np.int64)
+        view_all(self.buffer, self.starts, self.lengths, words)
+        null = self.lengths < 0
+        valid = pa.py_buffer(np.packbits(~null, bitorder="little")) if null.any() else None
+        return pa.Array.from_buffers(
+            pa.binary_view(), len(self), [valid, pa.py_buffer(words), pa.py_buffer(self.buffer)]
+        )
+
+
+def _frozen(buffer: Bytes) -> Bytes:
+    frozen = buffer.view()
+    frozen.flags.writeable = False
+    return frozen
