@@ -125,7 +125,12 @@ def run_worker(worker: Worker, settings: Settings) -> None:
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
     topics = [*worker.sources, *worker.mirrored]
-    delivery = Delivery(positions=worker.positions, assigned=worker.assigned, revoked=worker.revoked)
+    delivery = Delivery(
+        positions=worker.positions,
+        assigned=worker.assigned,
+        revoked=worker.revoked,
+        columns=settings.transport == "columns",
+    )
     app = build_app(
         settings.group,
         settings.kafka,

@@ -41,6 +41,8 @@ class Settings(BaseModel):
     """Whether one worker takes all partitions, without a consumer group: it starts at once, even after a kill."""
     mode: Literal["live", "replay"] = "live"
     """Whose time it is: the wall clock's, or the stream's."""
+    transport: Literal["columns", "records"] = "columns"
+    """How records come from Kafka: as columns or, more slowly, as an object each."""
     partitions: Count = 4
     """Partitions of the topics that onceflow creates."""
     max_wait_ms: Annotated[int, Field(ge=0)] = 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,9 @@ class Batch:
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     timestamps: np.ndarray[Any, np.dtype[np.int64]]
     """Kafka's record timestamps, ms."""
-    keys: list[bytes | None]
-    values: list[bytes | None]
-    headers: list[tuple[tuple[str, bytes], ...]] | None = None
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[tuple[tuple[str, bytes], ...]] | None = None
     """One tuple of pairs a row; None unless the topic asks for headers."""
 
     def __len__(self) -> int:
@@ -63,6 +63,8 @@ class Delivery:
     """
     max_records: int = 20_000
     """Rows in a batch, at most."""
+    columns: bool = True
+    """Whether records come as columns; if not, aiokafka makes an object of each one first."""
     interval: float = 0.01
     """Seconds between fetches, at least: what it adds to latency at low rates it saves in CPU time."""
 

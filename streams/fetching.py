@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaConnectionError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.transport.drivers import aiokafka as driver
 
 from featurestore.errors import StateError
 from streams.batches import TP, Batch
+from streams.records import COLUMNS, headers_of, slab_of
 
 log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
@@ -94,6 +94,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer._isolation_level = "read_committed"
         consumer._auto_offset_reset = "none"  # anything else skips what retention took, without a word
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        if self.app.delivery.columns:
+            consumer._value_deserializer = COLUMNS
         # Range gives one member the same partition numbers of all topics, whose keys often agree.
         consumer._partition_assignment_strategy = (RangePartitionAssignor,)
         return consumer
@@ -188,22 +190,23 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         end: int | None = state and state.lso
         return end
 
-    def _batches(self, tp: TP, start: int, end: int, rows: list[Any]) -> Iterator[Batch]:
+    def _batches(self, tp: TP, start: int, end: int, found: list[Any]) -> Iterator[Batch]:
         size = self.app.delivery.max_records
         headers = tp.topic in self.consumer.header_topics
-        for at in range(0, max(len(rows), 1), size):
-            part = rows[at : at + size]
-            stop = end if at + size >= len(rows) else rows[at + size].offset
+        slab = found[0] if self.app.delivery.columns and found else slab_of(found, end)
+        for at in range(0, max(len(slab), 1), size):
+            part = slice(at, at + size)
+            stop = end if at + size >= len(slab) else int(slab.offsets[at + size])
             yield Batch(
                 tp.topic,
                 tp.partition,
                 start,
                 stop,
-                np.array([row.offset for row in part], np.int64),
-                np.array([row.timestamp for row in part], np.int64),
-                [row.key for row in part],
-                [row.value for row in part],
-                [row.headers for row in part] if headers else None,
+                slab.offsets[part],
+                slab.timestamps[part],
+                slab.keys[part],
+                slab.values[part],
+                [headers_of(each) for each in slab.headers[part]] if headers else None,
             )
             start = stop
 

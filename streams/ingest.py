@@ -14,6 +14,7 @@ from featurestore.decoding import decode_json
 from featurestore.frames import event_frame, with_derived
 from featurestore.keys import MAX_VALUE_BYTES
 from featurestore.sources import Source
+from featurestore.values import Values
 from streams.messages import Message, Record, rejected
 from streams.transport import Batch
 
@@ -58,7 +59,7 @@ def ingested(source: Source, batch: Batch, now: int | None, entities: Sequence[s
         bad |= wrong
     if bad.any():
         rows, events = rows[~bad], events.filter(pl.Series(~bad))
-    raw = pl.Series("_raw", [batch.values[row] for row in rows.tolist()], dtype=pl.Binary)
+    raw = pl.Series("_raw", Values.of(batch.values).taken(rows).to_arrow())
     return Ingested(events.with_columns(raw), [_refused(batch, *each) for each in refused])
 
 

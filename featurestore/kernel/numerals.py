@@ -47,22 +47,16 @@ def number_at(text: Bytes, at: int, end: int, powers: Words, as_float: bool) -> 
     at += negative
     begin, exponent, whole = at, ZERO, True
     at, digits, significant = _digits(text, at, end, ZERO, ZERO)
-    if at == begin or (at - begin > 1 and text[begin] == _NOUGHT):
-        return at, False, whole, ZERO
+    ok = at - begin == 1 or (at > begin and text[begin] != _NOUGHT)
     if at < end and text[at] == _DOT:
         point, whole = at + 1, False
         at, digits, significant = _digits(text, point, end, digits, significant)
-        exponent = point - at
-        if exponent == 0:
-            return at, False, whole, ZERO
-    if significant > _DIGITS:
-        return at, False, whole, ZERO
+        ok, exponent = ok and at > point, point - at
     if at < end and text[at] | _LOWER == _BIG_E | _LOWER:
-        at, power, ok = _exponent(text, at + 1, end)
-        whole, exponent = False, exponent + power
-        if not ok:
-            return at, False, whole, ZERO
-    if negative and whole and digits == 0:  # the integer 0 to some, and -0.0 to others
+        at, power, complete = _exponent(text, at + 1, end)
+        ok, whole, exponent = ok and complete, False, exponent + power
+    # Of a negative nought some make the integer 0, and some the float -0.0.
+    if not ok or significant > _DIGITS or (negative and whole and digits == 0):
         return at, False, whole, ZERO
     if not as_float:
         return at, True, whole, -digits if negative else digits

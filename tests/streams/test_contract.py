@@ -14,7 +14,8 @@ import aiokafka
 import faust
 import pytest
 from aiokafka.client import AIOKafkaClient
-from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
+from aiokafka.consumer import fetcher
+from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from aiokafka.consumer.subscription_state import Assignment, TopicPartitionState
 from faust.app.base import App, BootStrategy
 from faust.tables.manager import TableManager
@@ -23,6 +24,8 @@ from faust.transport.consumer import Consumer, ConsumerThread, ThreadDelegateCon
 from faust.transport.drivers import aiokafka as driver
 from mode.services import Service
 from mode.threads import QueueServiceThread, ServiceThread
+
+from streams.records import MemoryRecords, PlainRecords, SlabRecords
 
 
 def parameters(function):
@@ -94,8 +97,34 @@ def test_a_fetch_looks_its_partitions_up_each_time_and_moves_the_position_past_m
     assert "state.consumed_to(self._partition_records.next_fetch_offset)" in inspect.getsource(
         FetchResult._update_position
     )
-    assert inspect.getsource(PartitionRecords._unpack_records).count("next_fetch_offset = next_batch.next_offset") == 3
+    assert inspect.getsource(PlainRecords._unpack_records).count("next_fetch_offset = next_batch.next_offset") == 3
     assert isinstance(TopicPartitionState.has_valid_position, property)
+
+
+def test_a_fetch_is_unpacked_by_classes_that_are_looked_up_by_name_when_it_has_come():
+    source = inspect.getsource(Fetcher._proc_fetch_request)
+    assert "records = MemoryRecords(part_data[-1])" in source
+    assert fetcher.MemoryRecords is MemoryRecords
+    made = fetcher.PartitionRecords
+    assert "partition_records = PartitionRecords(" in source
+    assert made is not PlainRecords
+    assert parameters(PlainRecords.__init__)[1:] == [
+        "tp",
+        "records",
+        "aborted_transactions",
+        "fetch_offset",
+        "key_deserializer",
+        "value_deserializer",
+        "check_crcs",
+        "isolation_level",
+    ]
+    assert "self._value_deserializer," in source
+    assert "value_deserializer=self._value_deserializer" in inspect.getsource(aiokafka.AIOKafkaConsumer.start)
+    assert "self._records_iterator = self._unpack_records()" in inspect.getsource(PlainRecords.__init__)
+    records = SlabRecords("topic", MemoryRecords(b""), None, 5, None, None, True, 1)
+    for name in ("_tp", "_records", "_aborted_producers", "_isolation_level", "_consume_aborted_up_to"):
+        assert hasattr(records, name)
+    assert records.next_fetch_offset == 5
 
 
 def test_the_objects_have_the_attributes_that_are_set_or_read():
@@ -109,18 +138,19 @@ def test_the_objects_have_the_attributes_that_are_set_or_read():
                 "_fetch_max_wait_ms",
                 "_partition_assignment_strategy",
                 "_fetcher",
+                "_value_deserializer",
                 "_subscription",
                 "_client",
             )
             if not hasattr(consumer, name)
         ]
-        fetcher = Fetcher(consumer._client, consumer._subscription)
+        own = Fetcher(consumer._client, consumer._subscription)
         missing += [
-            name for name in ("_prefetch_backoff", "_fetch_waiters", "_pending_tasks") if not hasattr(fetcher, name)
+            name for name in ("_prefetch_backoff", "_fetch_waiters", "_pending_tasks") if not hasattr(own, name)
         ]
         state = TopicPartitionState(None)
         missing += [name for name in ("lso", "_position") if not hasattr(state, name)]
-        await fetcher.close()
+        await own.close()
         await consumer.stop()
         return missing
 

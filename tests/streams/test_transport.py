@@ -27,14 +27,16 @@ def starting_at(positions):
     return Delivery(positions=stored)
 
 
-def test_every_record_arrives_once_in_order_and_the_batches_tile_their_partitions(pair, prefix):
+@pytest.mark.parametrize("columns", [True, False], ids=["columns", "records"])
+def test_every_record_arrives_once_in_order_and_the_batches_tile_their_partitions(pair, prefix, columns):
     topic = make_topic(pair.kafka, f"{prefix}in", 3)
     for partition in range(3):
         produce(pair.kafka, topic, partition, numbered(0, 1_000 + partition), **{"batch.num.messages": 300})
 
     async def main():
         received = Received()
-        async with running(pair.kafka, f"{prefix}g", [topic], received, delivery=Delivery(max_records=400)) as app:
+        delivery = Delivery(max_records=400, columns=columns)
+        async with running(pair.kafka, f"{prefix}g", [topic], received, delivery=delivery) as app:
             await received.until(lambda: received.count() == 3_003)
             return received, await end_offsets(app.consumer, list(received.values))
 
