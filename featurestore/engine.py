@@ -19,6 +19,7 @@ from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
 from featurestore.planned import Plan
 from featurestore.texts import Texts, read_texts
+from featurestore.values import Values
 
 #: Entity number of a step whose entity key is null: it folds nothing and reads nulls.
 NO_ENTITY = -1
@@ -34,8 +35,8 @@ class Changes:
     """States of one partition that were written to since the last time, encoded."""
 
     partition: int
-    entities: list[bytes]
-    blobs: list[memoryview]
+    entities: Sequence[bytes]
+    blobs: Sequence[bytes]
 
 
 class ViewState:
@@ -158,7 +159,7 @@ class ViewState:
         slots = self._slots[: len(self.names), partition]
         slots = slots[slots > 0]
         changes = self._changes(slots[self._words[slots + layout.NEWEST] != _NEVER])
-        return {name: bytes(blob) for c in changes for name, blob in zip(c.entities, c.blobs, strict=True)}
+        return {name: blob for c in changes for name, blob in zip(c.entities, c.blobs, strict=True)}
 
     def _changes(self, slots: NDArray[np.int64]) -> list[Changes]:
         """The slots' states, encoded into one buffer."""
@@ -168,14 +169,14 @@ class ViewState:
         ends = np.cumsum(kernel.sizes_of(self._words, slots, lexicon, mark))
         out = np.empty(int(ends[-1]), np.int64)
         kernel.encode(self._words, slots, ends, out, lexicon, mark + len(slots))
-        raw, starts = out.data.cast("B"), ends - np.diff(ends, prepend=0)
+        starts, lengths = 8 * (ends - np.diff(ends, prepend=0)), 8 * np.diff(ends, prepend=0)
+        raw = out.view(np.uint8)
         partitions, entities = self._words[slots + layout.PARTITION], self._words[slots + layout.ENTITY]
         changes = []
         for partition in np.unique(partitions).tolist():
             rows = np.flatnonzero(partitions == partition)
-            names = [self.names[e] for e in entities[rows].tolist()]
-            spans = zip((starts[rows] * 8).tolist(), (ends[rows] * 8).tolist(), strict=True)
-            changes.append(Changes(partition, names, [raw[a:b] for a, b in spans]))
+            blobs = Values[bytes](raw, starts[rows], lengths[rows])
+            changes.append(Changes(partition, self.names.taken(entities[rows]), blobs))
         return changes
 
     def _nothing(self) -> NDArray[np.int64]:

@@ -104,8 +104,9 @@ class MemoryStore:
         if found != (None if commit.first else commit.start):
             return None if found == commit.next else refusal(commit, "GAP", "" if found is None else str(found))
         expiry = None if commit.ttl is None else self._now() + commit.ttl
-        blobs = map(bytes, commit.blobs)
-        shelf.states.update({entity: (blob, expiry) for entity, blob in zip(commit.entities, blobs, strict=True)})
+        shelf.states.update(
+            {entity: (blob, expiry) for entity, blob in zip(commit.entities, commit.blobs, strict=True)}
+        )
         shelf.position = Position(commit.next, commit.clock)
         return None
 

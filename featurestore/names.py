@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.kernel import hashing
+from featurestore.values import Values
 
 # Another one in each process, as that of Python's own dicts: who sends keys must not know how to make them collide.
 _SEED = np.uint64(hash("onceflow") & (2**64 - 1))
@@ -30,6 +31,11 @@ class Names:
         if not 0 <= number < self._count:
             raise IndexError(number)
         return self._text[self._ends[number - 1] if number else 0 : self._ends[number]].tobytes()
+
+    def taken(self, numbers: NDArray[np.int64]) -> Values[bytes]:
+        """The keys of these numbers."""
+        starts = np.where(numbers > 0, self._ends[numbers - 1], 0)
+        return Values[bytes](self._text, starts, self._ends[numbers] - starts)
 
     def number(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
         """The numbers of keys; those not seen before get the next ones."""

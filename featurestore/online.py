@@ -12,12 +12,12 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-import hiredis
 from redis import exceptions as errors
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from featurestore import resp
 from featurestore.errors import ConfigError, OnceflowError, StateError, UnavailableError
 from featurestore.keys import key_prefix, position_key
 from featurestore.stores import (
@@ -33,17 +33,11 @@ from featurestore.stores import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-    from typing import TypeAlias
-
-    Command: TypeAlias = tuple[str | bytes | int, ...]
+    from collections.abc import AsyncIterator, Sequence
 
 __all__ = ["FORMAT", "Commit", "OnlineStore", "Position", "RedisStore", "Request", "connect"]
 
 _log = logging.getLogger(__name__)
-
-# The stub of hiredis allows one argument only.
-_pack: Callable[[Any], bytes] = hiredis.pack_command
 
 _CONNECTIONS = 64
 _TIMEOUT = 10.0
@@ -63,8 +57,13 @@ class _Script:
         self.source = source
         self._sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
-    def call(self, keys: Sequence[bytes], *args: str | bytes | int) -> Command:
-        return ("EVALSHA", self._sha, len(keys), *keys, *args)
+    def call(self, keys: Sequence[bytes], *args: str | bytes | int) -> bytes:
+        return resp.command("EVALSHA", self._sha, len(keys), *keys, *args)
+
+    def call_of(self, keys: Sequence[resp.Group], *args: resp.Group) -> bytes:
+        """A call of groups of keys and arguments."""
+        head = resp.loose("EVALSHA", self._sha, sum(count for count, _ in keys))
+        return resp.command_of(head, *keys, *args)
 
 
 # KEYS: position. ARGV: owner, format.
@@ -165,16 +164,16 @@ class RedisStore:
 
     async def read_many(self, requests: Sequence[Request]) -> list[list[list[bytes | None]]]:
         """Read many views in one round trip, one script a slot: `[request][entity][partition]` (see `OnlineStore`)."""
-        slots: dict[tuple[str, int], list[bytes]] = {}
+        slots: dict[tuple[str, int], list[resp.Group]] = {}
         begins: list[list[int]] = []
         for request in requests:
             begins.append([])
             for partition in request.partitions:
                 prefix = key_prefix(request.topic, partition, request.view_key)
                 keys = slots.setdefault((request.topic, partition), [])
-                begins[-1].append(len(keys))
-                keys.extend([prefix + entity for entity in request.entities])
-        replies = await self._run([_READ.call(keys) for keys in slots.values()]) if slots else []
+                begins[-1].append(sum(count for count, _ in keys))
+                keys.append(resp.strings(request.entities, prefix))
+        replies = await self._run([_READ.call_of(keys) for keys in slots.values()]) if slots else []
         blobs = dict(zip(slots, replies, strict=True))
         return [_rows(request, begin, blobs) for request, begin in zip(requests, begins, strict=True)]
 
@@ -190,7 +189,9 @@ class RedisStore:
     async def positions(self, view_key: str, topic: str, partitions: int) -> list[Position | None]:
         """Read the position on every partition, in one round trip (see `OnlineStore`)."""
         keys = [position_key(topic, partition, view_key) for partition in range(partitions)]
-        replies = await self._run([("HMGET", key, "format", "next", "clock") for key in keys]) if keys else []
+        replies = (
+            await self._run([resp.command("HMGET", key, "format", "next", "clock") for key in keys]) if keys else []
+        )
         for partition, (written, upto, _) in enumerate(replies):
             if written != b"%d" % FORMAT and (written is not None or upto is not None):
                 raise wrong_format(view_key, topic, partition, (written or b"").decode())
@@ -199,14 +200,14 @@ class RedisStore:
     async def drop(self, view_key: str, topic: str, partition: int) -> None:
         """Delete every state and the position (see `OnlineStore`)."""
         position = position_key(topic, partition, view_key)
-        await self._run([("HSET", position, "format", DROPPING, "owner", "")])
+        await self._run([resp.command("HSET", position, "format", DROPPING, "owner", "")])
         async for keys in self._state_keys(view_key, topic, partition):
-            await self._run([("UNLINK", *keys)])
-        await self._run([("UNLINK", position)])
+            await self._run([resp.command("UNLINK", *keys)])
+        await self._run([resp.command("UNLINK", position)])
 
     async def ping(self) -> None:
         """Return when Redis answers."""
-        await self._run([("PING",)])
+        await self._run([resp.command("PING")])
 
     async def close(self) -> None:
         """Close every connection."""
@@ -218,7 +219,7 @@ class RedisStore:
         seen = {position}
         cursor = b"0"
         while True:
-            [(cursor, keys)] = await self._run([("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _PAGE)])
+            [(cursor, keys)] = await self._run([resp.command("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _PAGE)])
             fresh = list(dict.fromkeys(key for key in keys if key not in seen))
             seen.update(fresh)
             if fresh:
@@ -226,10 +227,10 @@ class RedisStore:
             if cursor == b"0":
                 return
 
-    async def _run(self, commands: Sequence[Command]) -> list[Any]:
+    async def _run(self, commands: Sequence[bytes]) -> list[Any]:
         """Send commands in one round trip and return their replies, with patience. Each must be safe to repeat."""
-        # Packed at once by hiredis: redis-py's own pipeline costs more than the server's part for large scripts.
-        payload = b"".join(map(_pack, commands))
+        # Packed here: redis-py's own pipeline costs more than the server's part for large scripts.
+        payload = b"".join(commands)
         clock = asyncio.get_running_loop().time
         deadline = None if self._patience is None else clock() + self._patience
         wait = _FIRST_WAIT
@@ -281,7 +282,7 @@ class RedisStore:
 
 
 _SCRIPTS = (_CLAIM, _COMMIT, _READ)
-_LOAD_SCRIPTS = b"".join(_pack(("SCRIPT", "LOAD", script.source)) for script in _SCRIPTS)
+_LOAD_SCRIPTS = b"".join(resp.command("SCRIPT", "LOAD", script.source) for script in _SCRIPTS)
 
 
 async def _reply(connection: Any) -> Any:  # noqa: ANN401 - a reply of Redis; an error is a value, as others follow it
@@ -315,17 +316,14 @@ def _position(upto: bytes | None, clock: bytes | None) -> Position | None:
     return None if upto is None else Position(int(upto), int(clock or 0))
 
 
-def _commit_command(commit: Commit) -> Command:
+def _commit_command(commit: Commit) -> bytes:
     prefix = key_prefix(commit.topic, commit.partition, commit.view_key)
-    return _COMMIT.call(
-        [prefix + b"next", *[prefix + entity for entity in commit.entities]],
-        commit.owner,
-        "" if commit.first else commit.start,
-        commit.next,
-        commit.clock,
-        FORMAT,
-        "" if commit.ttl is None else commit.ttl,
-        *map(bytes, commit.blobs),
+    start = "" if commit.first else commit.start
+    ttl = "" if commit.ttl is None else commit.ttl
+    return _COMMIT.call_of(
+        [resp.loose(prefix + b"next"), resp.strings(commit.entities, prefix)],
+        resp.loose(commit.owner, start, commit.next, commit.clock, FORMAT, ttl),
+        resp.strings(commit.blobs),
     )
 
 

@@ -57,7 +57,7 @@ def names_of(
     )
 
 
-def parsed(names: Names, values: Values) -> Parsed:
+def parsed(names: Names, values: Values[bytes | None]) -> Parsed:
     """Parse what is plain among the values."""
     count, texts = len(values), int(np.isin(names.kinds, (STR, KEY)).sum())
     out = Parsed(
@@ -70,7 +70,7 @@ def parsed(names: Names, values: Values) -> Parsed:
     return out
 
 
-def columns_of(schema: Mapping[str, str], names: Names, found: Parsed, values: Values) -> pl.DataFrame:
+def columns_of(schema: Mapping[str, str], names: Names, found: Parsed, values: Values[bytes | None]) -> pl.DataFrame:
     """The columns of the records that were taken, in the order of the schema."""
     everything = bool(found.taken.all())
     rows: Any = slice(None) if everything else found.taken
@@ -86,7 +86,7 @@ def columns_of(schema: Mapping[str, str], names: Names, found: Parsed, values: V
     return pl.DataFrame(out)
 
 
-def _texts(views: Ints, there: Bools, values: Values) -> pl.Series:
+def _texts(views: Ints, there: Bools, values: Values[bytes | None]) -> pl.Series:
     bits = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
     views = np.ascontiguousarray(views)
     return pl.Series(

@@ -53,7 +53,7 @@ class Commit:
     next: int
     clock: int
     entities: Sequence[bytes]
-    blobs: Sequence[bytes | memoryview]
+    blobs: Sequence[bytes]
     ttl: int | None = None
     first: bool = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 
-class Values(Sequence["bytes | None"]):
-    """A sequence of bytes or None: string `i` is `lengths[i]` bytes of `buffer` from `starts[i]` on; -1 for None."""
+V = TypeVar("V", bytes, "bytes | None")
+
+
+class Values(Sequence[V]):
+    """A sequence of bytes, or of bytes and None: `lengths[i]` bytes of `buffer` from `starts[i]` on; -1 for None."""
 
     __slots__ = ("buffer", "lengths", "starts")
 
@@ -30,7 +33,7 @@ class Values(Sequence["bytes | None"]):
         self.starts, self.lengths = (np.require(each, np.int64, ["C", "W"]) for each in (starts, lengths))
 
     @classmethod
-    def of(cls, values: Sequence[bytes | None]) -> Values:
+    def of(cls, values: Sequence[V]) -> Values[V]:
         """The values as one buffer; those that are so already as they are."""
         if isinstance(values, Values):
             return values
@@ -43,19 +46,19 @@ class Values(Sequence["bytes | None"]):
         return len(self.starts)
 
     @overload
-    def __getitem__(self, at: int) -> bytes | None: ...
+    def __getitem__(self, at: int) -> V: ...
     @overload
-    def __getitem__(self, at: slice) -> Values: ...
-    def __getitem__(self, at: int | slice) -> bytes | Values | None:
+    def __getitem__(self, at: slice) -> Values[V]: ...
+    def __getitem__(self, at: int | slice) -> V | Values[V]:
         if isinstance(at, slice):
             return Values(self.buffer, self.starts[at], self.lengths[at])
         start, length = int(self.starts[at]), int(self.lengths[at])
-        return None if length < 0 else self.buffer[start : start + length].tobytes()
+        return cast("V", None if length < 0 else self.buffer[start : start + length].tobytes())  # type: ignore[redundant-cast]
 
-    def __iter__(self) -> Iterator[bytes | None]:
+    def __iter__(self) -> Iterator[V]:
         memory = self.buffer.data
         for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
-            yield None if length < 0 else bytes(memory[start : start + length])
+            yield cast("V", None if length < 0 else bytes(memory[start : start + length]))  # type: ignore[redundant-cast]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -65,7 +68,7 @@ class Values(Sequence["bytes | None"]):
     def __repr__(self) -> str:
         return f"Values({list(self)!r})"
 
-    def taken(self, rows: NDArray[np.int64]) -> Values:
+    def taken(self, rows: NDArray[np.int64]) -> Values[V]:
         """The strings at these places."""
         return Values(self.buffer, self.starts[rows], self.lengths[rows])
 

@@ -56,9 +56,9 @@ class Slab:
     next: int
     offsets: Ints
     timestamps: Ints
-    keys: Values
-    values: Values
-    headers: Values | list[Headers]
+    keys: Values[bytes | None]
+    values: Values[bytes | None]
+    headers: Values[bytes] | list[Headers]
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -190,8 +190,8 @@ def _slab(sections: list[_Section], asked: int, following: int) -> Slab:
     if count < 0:
         raise StateError(f"a record batch at offset {sections[-1 - count].offset} is malformed: nothing was skipped")
     found = found[:, :count]
-    keys, values, headers = (Values(buffer, found[at], found[at + 1]) for at in (KEY, VALUE, HEADERS))
-    return Slab(following, found[OFFSET], found[STAMP], keys, values, headers)
+    parts: Any = [Values(buffer, found[at], found[at + 1]) for at in (KEY, VALUE, HEADERS)]
+    return Slab(following, found[OFFSET], found[STAMP], *parts)
 
 
 @entry

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from featurestore.align import Chunk, Partition
@@ -99,7 +100,7 @@ class Work:
             state, topic = self._flow.states[key], self._flow.views[key].source.name
             for partition in sorted({p for _, p in missing}):
                 entities = [e for e, p in missing if p == partition]
-                requests.append(Request(key, topic, [partition], [state.names[e] for e in entities]))
+                requests.append(Request(key, topic, [partition], state.names.taken(np.array(entities, np.int64))))
                 places.append((state, partition, entities))
 
         def load(answers: Sequence[Sequence[Sequence[bytes | None]]]) -> None:

@@ -20,6 +20,7 @@ from featurestore import (
     col,
     derived,
     one_hot,
+    resp,
     view,
 )
 from featurestore.keys import state_key
@@ -357,14 +358,14 @@ def test_a_foreign_value_in_redis_is_an_error_and_not_a_number(fault, redis_url)
         async with closing(connect(redis_url, 0)) as store:
             await put(store, folded(Cards))
             if fault == "type":
-                await store._run([("LPUSH", state_key("events", 1, Cards.key, b"sz"), "x")])
+                await store._run([resp.command("LPUSH", state_key("events", 1, Cards.key, b"sz"), "x")])
             else:
                 await store.commit([Commit(Cards.key, "events", 0, "me", 9, 10, NOW, [b"sz"], [b"\0" * 64])])
             application = application_of(store)
             bodies = [json.dumps({"features": FIVE, "entities": {"k": [k]}}).encode() for k in "za"]
             replies = [await application.answer("POST", "/get-online-features", body) for body in bodies]
             for partition in range(3):
-                await store._run([("DEL", state_key("events", 1, Cards.key, b"sz"))])
+                await store._run([resp.command("DEL", state_key("events", 1, Cards.key, b"sz"))])
                 await store.drop(Cards.key, "events", partition)
             return replies
 
