@@ -51,6 +51,8 @@ class ViewState:
         self._fresh: set[int] = set()
         self._slots = np.zeros((64, partitions), np.int64)  # addresses of heads by entity and partition, 0 for none
         self._last = np.full(64, -1, np.int32)  # see kernel.run
+        self._used = np.zeros(64, np.int32)  # by entity: when it was used last, in turns
+        self._turn = 0
         self._memory = GrowingWords(plan.memory(partitions, _SIZES.tolist()))
 
     @property
@@ -74,6 +76,7 @@ class ViewState:
 
     def missing(self, entities: NDArray[np.int64], partitions: Iterable[int]) -> list[tuple[int, int]]:
         """(entity, partition) pairs whose state has not been looked up yet, of distinct entity numbers."""
+        self._used[entities] = self._turn
         return [(int(e), p) for p in partitions for e in entities[~self._loaded[entities, p]]]
 
     def assume_new(self, partition: int) -> None:
@@ -91,13 +94,45 @@ class ViewState:
         words = self._nothing() if blob is None else _frozen(np.frombuffer(blob[: len(blob) // 8 * 8], np.int64))
         if blob is not None and (len(blob) % 8 or not self._take_texts(words)):
             raise self._unreadable(entity)
-        self._make_room(4 * len(words))
-        kernel.load(self._words, self._slots, entity, partition, words)
+        self._put(np.array([entity]), np.array([partition]), words, np.zeros(1, np.int64))
         slot = self._slots[entity, partition : partition + 1]
         if self.plan.has_texts and not kernel.knows_all(self._words, slot, self.texts.lexicon, self.texts.marks(1)):
-            kernel.load(self._words, self._slots, entity, partition, self._nothing())
+            self._put(np.array([entity]), np.array([partition]), self._nothing(), np.zeros(1, np.int64))
             raise self._unreadable(entity)
         self._loaded[entity, partition] = True
+
+    def _put(
+        self,
+        entities: NDArray[np.int64],
+        partitions: NDArray[np.int64],
+        blobs: NDArray[np.int64],
+        starts: NDArray[np.int64],
+    ) -> None:
+        """Take encoded states that begin at `starts`."""
+        self._make_room(4 * len(blobs))
+        kernel.load(self._words, self._slots, entities, partitions, blobs, starts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, about, that the entities take."""
+        return 8 * int(self._words[layout.USED]) + self.names.nbytes + len(self.names) * (9 * self.partitions + 8)
+
+    def newest(self, count: int) -> ViewState:
+        """A state of the `count` entities that were used last: the others must be looked up again, so all be stored."""
+        oldest_first = np.argsort(self._used[: len(self.names)], kind="stable")
+        kept = np.sort(oldest_first[len(oldest_first) - count :])
+        state = ViewState(self.plan, self.partitions)
+        state.number(self.names.taken(kept))
+        rows, partitions = np.nonzero(self._slots[kept])
+        slots = self._slots[kept[rows], partitions]
+        blobs, ends = self._encoded(slots)
+        state._put(rows, partitions, blobs, ends - np.diff(ends, prepend=0))
+        state._loaded[: len(kept)], state._used[: len(kept)] = self._loaded[kept], self._used[kept]
+        state.texts, state._turn = self.texts, self._turn
+        for partition in range(self.partitions):
+            if (clock := self.clock(partition)) is not None:
+                state.set_clock(partition, clock)
+        return state
 
     def run(self, steps: Steps, inputs: Inputs, *, emit: bool) -> Results:
         """Do the steps in order: fold events, read entities. With `emit`, features come out after each event too.
@@ -147,7 +182,7 @@ class ViewState:
 
     def take_changes(self) -> list[Changes]:
         """The states written to since the last call, by partition; they count as stored from now on."""
-        changes = self._changes(kernel.take_dirty(self._words))
+        changes, self._turn = self._changes(kernel.take_dirty(self._words)), self._turn + 1
         if self.texts.is_crowded:
             mark = self.texts.marks(1)
             kernel.knows_all(self._words, self._slots[self._slots > 0], self.texts.lexicon, mark)
@@ -165,10 +200,7 @@ class ViewState:
         """The slots' states, encoded into one buffer."""
         if not len(slots):
             return []
-        lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
-        ends = np.cumsum(kernel.sizes_of(self._words, slots, lexicon, mark))
-        out = np.empty(int(ends[-1]), np.int64)
-        kernel.encode(self._words, slots, ends, out, lexicon, mark + len(slots))
+        out, ends = self._encoded(slots)
         starts, lengths = 8 * (ends - np.diff(ends, prepend=0)), 8 * np.diff(ends, prepend=0)
         raw = out.view(np.uint8)
         partitions, entities = self._words[slots + layout.PARTITION], self._words[slots + layout.ENTITY]
@@ -178,6 +210,14 @@ class ViewState:
             blobs = Values[bytes](raw, starts[rows], lengths[rows])
             changes.append(Changes(partition, self.names.taken(entities[rows]), blobs))
         return changes
+
+    def _encoded(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The slots' states one after another, and where each ends."""
+        lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
+        ends = np.cumsum(kernel.sizes_of(self._words, slots, lexicon, mark))
+        out = np.empty(int(ends[-1]) if len(ends) else 0, np.int64)
+        kernel.encode(self._words, slots, ends, out, lexicon, mark + len(slots))
+        return out, ends
 
     def _nothing(self) -> NDArray[np.int64]:
         runs = len(self.plan.tracks)
@@ -206,6 +246,7 @@ class ViewState:
             more = max(count, 2 * have) - have
             self._slots = np.concatenate([self._slots, np.zeros((more, self.partitions), np.int64)])
             self._last = np.full(len(self._slots), -1, np.int32)
+            self._used = np.concatenate([self._used, np.zeros(more, np.int32)])
             self._loaded = np.concatenate([self._loaded, np.zeros((more, self.partitions), np.bool_)])
             for partition in self._fresh:
                 self._loaded[have:, partition] = True

@@ -120,6 +120,17 @@ class Flow:
         """By view the states that were written to since the last call."""
         return {key: state.take_changes() for key, state in self.states.items()}
 
+    def forget_oldest(self, budget: int) -> None:
+        """Where all states take more than `budget` bytes, keep of each the half of its entities that was used last.
+
+        All changes must have been taken, and be stored before anything is looked up.
+        """
+        sizes = {key: state.nbytes for key, state in self.states.items()}
+        if sum(sizes.values()) > budget:
+            for key, state in self.states.items():
+                if sizes[key] * len(sizes) > budget // 2:
+                    self.states[key] = state.newest(len(state.names) // 2)
+
     def next_offset(self, view_key: str, partition: Partition) -> int | None:
         """First offset of the partition that the view has not folded."""
         return self._next.get((view_key, partition))

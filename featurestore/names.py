@@ -32,6 +32,11 @@ class Names:
             raise IndexError(number)
         return self._text[self._ends[number - 1] if number else 0 : self._ends[number]].tobytes()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that names and table take."""
+        return self._text.nbytes + self._ends.nbytes + self._table.nbytes
+
     def taken(self, numbers: NDArray[np.int64]) -> Values[bytes]:
         """The keys of these numbers."""
         starts = np.where(numbers > 0, self._ends[numbers - 1], 0)

@@ -104,6 +104,7 @@ def build_worker(
         buffer=2 * settings.chunk,
         archive=settings.data / "events" if settings.archive else None,
         grid=settings.grid,
+        memory=settings.memory_mb << 20,
     )
     return Worker(
         views=views_of(definitions),

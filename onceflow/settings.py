@@ -49,6 +49,8 @@ class Settings(BaseModel):
     """How long a live worker waits for a silent partition before it goes on without."""
     chunk: Count = 20_000
     """Events that a worker takes at a time, about."""
+    memory_mb: Count = 2_048
+    """Megabytes of states that a worker holds, about; it reads the others again when they are needed."""
     session_timeout_ms: Annotated[int, Field(ge=500)] = 6_000
     """How long a dead worker keeps its partitions."""
     grid: Count = 65_536

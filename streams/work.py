@@ -34,7 +34,10 @@ class Turn:
 
 
 class Work:
-    """Views and processors, and how far each has come in each partition. `owner` is the worker's token."""
+    """Views and processors, and how far each has come in each partition. `owner` is the worker's token.
+
+    Where states take more than `memory` bytes, those used longest ago are forgotten: the online store has them.
+    """
 
     def __init__(
         self,
@@ -43,12 +46,14 @@ class Work:
         partitions: Mapping[str, int],
         owner: str,
         stats: Stats,
+        memory: int,
     ) -> None:
         reads = [read for processor in processors for read in processor.reads]
         self._flow = Flow(views, reads, partitions)
         self._processors = processors
         self._owner = owner
         self._stats = stats
+        self._memory = memory
         self._done: dict[tuple[str, Partition], int] = {}  # by processor key: first offset not processed
         self._owned: set[Partition] = set()
 
@@ -129,6 +134,7 @@ class Work:
             # In this order: a view that ran ahead of a prediction would show it the future.
             new = {at for at, before in views.items() if before is None}
             commits = [*self._prediction_commits(chunk), *self._view_commits(spans, new, now)]
+            self._flow.forget_oldest(self._memory)
         with self.timed("messages"):
             messages = list(self._messages(outputs, predictions, spans, publish=publish))
         return Turn(chunk, messages, checkpoints, commits)

@@ -52,7 +52,8 @@ class Options:
     `replay`: history, as fast as it goes; partitions wait for each other without bound, and event time is the clock.
     `until_end` (with replay): stop where the topics ended when the worker began. `max_wait` is how long (seconds) a
     live worker waits for a silent partition before it goes on without it. `chunk` is how many events make a turn,
-    about; `buffer` how many of one partition may wait. Where `archive` is a folder, raw events are kept there.
+    about; `buffer` how many of one partition may wait. Where `archive` is a folder, raw events are kept there. `memory`
+    is how many bytes of states are held, about: the online store has them all.
     """
 
     replay: bool = False
@@ -62,6 +63,7 @@ class Options:
     buffer: int = 40_000
     archive: Path | None = None
     grid: int = 65_536
+    memory: int = 2 << 30
 
 
 @dataclass
@@ -116,7 +118,7 @@ class Worker:
 
     def _reset(self) -> None:
         self._aligner = Aligner(self._ranks)
-        self._work = Work(self._views, self.processors, self.partitions, self.owner, self.stats)
+        self._work = Work(self._views, self.processors, self.partitions, self.owner, self.stats, self.options.memory)
         self._logs.clear()
 
     # --- partitions come and go ---------------------------------------------------------------------------------

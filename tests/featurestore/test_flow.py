@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from types import SimpleNamespace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,12 +146,14 @@ class Run:
         return sorted((key, rows) for key, rows in kept.items() if rows)
 
 
-def run(events, seed=0, forgetful=0.0):
+def run(events, seed=0, forgetful=0.0, budget=None):
     done, rng = Run(), random.Random(seed)
     for chunk in chunks_of(logs_of(events), rng):
         if rng.random() < forgetful:
             done.forget()
         done.take(chunk)
+        if budget is not None:
+            done.flow.forget_oldest(budget)
     return done
 
 
@@ -164,6 +167,31 @@ def test_any_chunking_gives_the_same_bits(events, one, other):
 @settings(deadline=None, max_examples=40)
 def test_states_that_were_stored_and_loaded_are_as_good_as_those_kept_in_memory(events, seed):
     assert run(events, seed, forgetful=0.5).all() == run(events, seed).all()
+
+
+@given(EVENTS, SEEDS, st.sampled_from([0, 100_000, 200_000]))
+@settings(deadline=None, max_examples=60)
+def test_entities_that_memory_had_no_room_for_are_as_good_as_those_that_it_kept(events, seed, budget):
+    assert run(events, seed, budget=budget).all() == run(events, seed).all()
+
+
+def test_memory_keeps_the_entities_that_were_used_last():
+    flow = Flow([Other], [], {"events": PARTITIONS})
+    for p in range(PARTITIONS):
+        flow.begin(Other.key, ("events", p), None)
+    event = {"topic": "events", "_partition": 1, "k": "b", "i": 4, "x": 0.5}
+    events = [{**event, "_time": 1_000 * at, "g": g} for at, g in enumerate([1, 2, 3, 4, 1])]
+    for chunk in chunks_of(logs_of(events), SimpleNamespace(randint=lambda *_: 1)):
+        flow.lookups(chunk, {})
+        flow.run(chunk)
+        flow.changes()
+    before = flow.states[Other.key]
+    flow.forget_oldest(before.nbytes)
+    assert flow.states[Other.key] is before
+    flow.forget_oldest(before.nbytes - 1)
+    kept = flow.states[Other.key]
+    assert [kept.names[number] for number in range(len(kept.names))] == [b"i1", b"i4"]
+    assert kept.blobs(1) == {name: blob for name, blob in before.blobs(1).items() if name in {b"i1", b"i4"}}
 
 
 @given(EVENTS, SEEDS, st.data())

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import duckdb
@@ -18,7 +19,7 @@ from featurestore import oracle
 from featurestore.errors import FencedError, FormatError, GapError, StateError
 from onceflow import embedded
 from onceflow.children import free_port
-from onceflow.runtime import build_worker
+from onceflow.runtime import build_worker, run_worker
 from onceflow.services import ReplayService
 from serving.predictor import reads_of
 from streams.app import build_app, run_app
@@ -180,6 +181,17 @@ def test_what_has_been_done_is_not_done_again(done):
 def ordered(tag, orders, seed=5):
     """A history without events out of order, so that each one sees just what has come by its own time."""
     return history(tag, orders, seed=seed, shuffled=False)
+
+
+def test_a_worker_without_memory_for_states_reads_them_again_and_ends_with_the_same(embedded_pair, tmp_path):
+    tag = tagged()
+    records = history(tag, 150)
+    produce(embedded_pair.kafka, tag, records)
+    definitions, settings = shop(tag), settings_of(embedded_pair, tag, tmp_path, chunk=100)
+    worker = build_worker(definitions, settings, until_end=True)
+    worker = replace(worker, options=replace(worker.options, memory=0))
+    run_worker(worker, settings)
+    check_all(worker, definitions, settings, records, tmp_path / "once")
 
 
 def test_a_replayed_prediction_sees_all_that_has_come_by_its_time_and_never_the_future(pair, tmp_path):
