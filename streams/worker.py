@@ -316,9 +316,10 @@ class Worker:
 
     async def _store(self, turn: Turn) -> None:
         with self._work.timed("send"):
-            refused, self._refused = self._refused, []
-            await asyncio.to_thread(self.publisher.send, [*refused, *turn.messages])
-            await self.publisher.flush()
+            messages, self._refused = [*self._refused, *turn.messages], []
+            if messages:
+                await asyncio.to_thread(self.publisher.send, messages)
+                await self.publisher.flush()
         with self._work.timed("checkpoint"):
             for write in turn.checkpoints:
                 await asyncio.to_thread(write)
