@@ -18,6 +18,7 @@ the joined batch. Plain records never come that far: compiled code makes columns
 
 from __future__ import annotations
 
+import csv
 import re
 from functools import lru_cache
 from operator import attrgetter
@@ -32,7 +33,7 @@ from featurestore.parsing import MAX_COLUMNS, columns_of, names_of, parsed
 from featurestore.values import Values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -41,6 +42,9 @@ MAX_TIME = 253_402_300_799_999
 
 #: The longest key, in characters: keys are held in memory and in the names of Redis keys.
 MAX_KEY = 256
+
+#: The longest record, in bytes, and its deepest nesting, in levels.
+MAX_BYTES, MAX_DEPTH = 65_536, 32
 
 _MAX_DETAIL = 200
 # Error codes and how msgspec words them; the tests hold the wording.
@@ -68,22 +72,28 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 class Reject(NamedTuple):
     """A record that was not accepted.
 
-    `row` is its index in the batch. `error` is one of: "tombstone" (no value), "oversized" (too many bytes, or a key
-    too long), "encoding" (not UTF-8), "depth", "malformed" (not one JSON value), "missing", "null" (a required field),
-    "type", "range". `detail` says more, in at most 200 characters.
+    `row` is its index in the batch, `place` the row of it that is meant where it holds several. `error` is one of:
+    "tombstone" (no value), "oversized" (too many bytes, or a key too long), "encoding" (not UTF-8), "depth",
+    "malformed" (not one value of its format), "missing", "null" (a required field), "type", "range". `detail` says
+    more, in at most 200 characters.
     """
 
     row: int
     error: str
     detail: str
+    place: int = 0
 
 
 class Decoded(NamedTuple):
-    """The accepted records as columns, their int64 indices in the batch, and the others; all in the batch's order."""
+    """The accepted events as columns, the int64 indices of their records, and the others; all in the batch's order.
+
+    `places` says which row of its record an event is, where records hold several.
+    """
 
     frame: pl.DataFrame
     rows: npt.NDArray[np.int64]
     rejects: list[Reject]
+    places: npt.NDArray[np.int64] | None = None
 
 
 def decode_json(
@@ -92,8 +102,8 @@ def decode_json(
     event_time: str,
     values: Sequence[bytes | None],
     *,
-    max_bytes: int = 65_536,
-    max_depth: int = 32,
+    max_bytes: int = MAX_BYTES,
+    max_depth: int = MAX_DEPTH,
 ) -> Decoded:
     """Decode one JSON object a value into the columns of `schema` (name -> canonical type).
 
@@ -128,9 +138,19 @@ def _decoded_strictly(
 ) -> Decoded:
     """As `decode_json`, each record by msgspec."""
     decode = _decoder(tuple(schema.items()), frozenset(required), event_time).decode
+    return decode_each(schema, values, decode, lambda texts: beyond_limits(texts, max_bytes, max_depth))
+
+
+def decode_each(
+    schema: Mapping[str, str],
+    values: Sequence[bytes | None],
+    decode: Callable[[bytes], msgspec.Struct],
+    beyond: Callable[[list[bytes]], list[Reject]],
+) -> Decoded:
+    """Decode record by record, but those that are `beyond` what need be looked at. `decode` makes an `event_type`."""
     values = list(values)
     texts = [value or b"" for value in values]
-    rejects = _beyond_limits(texts, max_bytes, max_depth)
+    rejects = beyond(texts)
     if not all(values):
         rejects += [Reject(row, "tombstone", "the record has no value") for row, v in enumerate(values) if v is None]
     records: list[msgspec.Struct] = []
@@ -138,7 +158,7 @@ def _decoded_strictly(
     for row, text in _without(rejects, texts):
         try:
             keep(decode(text))
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, csv.Error) as error:
             rejects.append(Reject(row, _code(error), str(error)[:_MAX_DETAIL]))
     rejects.sort()
     columns = {
@@ -153,6 +173,12 @@ def _decoded_strictly(
 def _decoder(
     schema: tuple[tuple[str, str], ...], required: frozenset[str], event_time: str
 ) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(event_type(schema, required, event_time))
+
+
+@lru_cache(maxsize=256)
+def event_type(schema: tuple[tuple[str, str], ...], required: frozenset[str], event_time: str) -> Any:  # noqa: ANN401
+    """The type of an event: what is asked of each column."""
     fields: list[Any] = []
     for i, (name, kind) in enumerate(schema):
         if name == event_time:
@@ -163,7 +189,7 @@ def _decoder(
             fields.append((_attribute(i), _JSON_TYPES[kind] | None, None))
     names = {_attribute(i): name for i, (name, _) in enumerate(schema)}
     # Records hold no references to each other: without the collector's book-keeping they are made twice as fast.
-    return msgspec.json.Decoder(msgspec.defstruct("Event", fields, rename=names, kw_only=True, gc=False))
+    return msgspec.defstruct("Event", fields, rename=names, kw_only=True, gc=False)
 
 
 def _attribute(i: int) -> str:
@@ -179,7 +205,7 @@ def _without(rejects: list[Reject], texts: list[bytes]) -> Iterable[tuple[int, b
     return [(row, text) for row, text in enumerate(texts) if row not in rejected]
 
 
-def _beyond_limits(texts: list[bytes], max_bytes: int, max_depth: int) -> list[Reject]:
+def beyond_limits(texts: list[bytes], max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> list[Reject]:
     """Rejects for values that are too long, too deep or not UTF-8."""
     rejects = []
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
@@ -221,10 +247,12 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def _code(error: msgspec.DecodeError | RecursionError) -> str:
-    """The error code of what msgspec raised."""
+def _code(error: Exception) -> str:
+    """The error code of what a decoder raised."""
     if isinstance(error, RecursionError):
         return "depth"
+    if isinstance(error, UnicodeDecodeError):
+        return "encoding"
     if not isinstance(error, msgspec.ValidationError):
         return "malformed"
     problem, at_field, _ = str(error).partition(" - at `$")

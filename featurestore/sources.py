@@ -14,6 +14,12 @@ from featurestore.expressions import TYPES, Expressions, by_name, checked_type, 
 from featurestore.times import milliseconds
 
 PARTITIONERS = ("murmur2", "crc32")
+FORMATS = ("json", "msgpack", "csv", "arrow")
+
+ROW_BITS = 20
+"""Of the offset of an event whose record holds several: it is the record's, shifted, and the event's row in it."""
+MAX_ROWS = 1 << ROW_BITS
+"""Most events in one record."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -29,6 +35,10 @@ class Source:
     may come after newer ones of its partition and still be folded; an event more than `max_lead` in the future is
     quarantined. `derive` adds columns computed per row by Polars expressions. `partitioner` names the one that
     producers use, so that a lookup by key reads one partition.
+
+    `format` is that of a record: "json", "msgpack", "csv" (a line, its fields in the schema's order), or "arrow" (a
+    stream of Arrow's IPC format, each row of which is an event). `fields` says where a column is found that does not go
+    by its own name: the path to it, such as "payment.amount", or several, of which the first that is there counts.
     """
 
     name: str
@@ -39,7 +49,10 @@ class Source:
     max_lead: str = "5m"
     derive: Mapping[str, Expressions] = field(default_factory=dict)
     partitioner: str | None = None
+    format: str = "json"
+    fields: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
 
+    paths: dict[str, tuple[str, ...]] = field(init=False)  # by column, where it is found in a record
     types: dict[str, str] = field(init=False)  # schema columns, then derived ones
     derived: dict[str, pl.Expr] = field(init=False)
     keys: tuple[str, ...] = field(init=False)
@@ -61,6 +74,15 @@ class Source:
             raise DefinitionError(f'{here}: event time {self.event_time!r} must be "timestamp[ms]" in the schema')
         if self.partitioner not in (None, *PARTITIONERS):
             raise DefinitionError(f"{here}: partitioner must be one of {', '.join(PARTITIONERS)}, or left out")
+        if self.format not in FORMATS:
+            raise DefinitionError(f"{here}: format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        if self.fields and self.format == "csv":
+            raise DefinitionError(f"{here}: lines of CSV have no names; leave `fields` out, and order the schema")
+        for column in self.fields:
+            if column not in types:
+                raise DefinitionError(f"{here}, fields: there is no column {column!r}; {closest(column, types)}")
+        paths = {name: (path,) if isinstance(path, str) else tuple(path) for name, path in self.fields.items()}
+        object.__setattr__(self, "paths", {name: paths.get(name, (name,)) for name in types})
         object.__setattr__(self, "schema", dict(types))
         derived: dict[str, pl.Expr] = {}
         for column, expression in (pair for name, made in self.derive.items() for pair in by_name(name, made).items()):
@@ -76,6 +98,15 @@ class Source:
         object.__setattr__(self, "keys", keys)
         object.__setattr__(self, "lateness_ms", milliseconds(self.lateness))
         object.__setattr__(self, "max_lead_ms", milliseconds(self.max_lead))
+
+    @property
+    def row_bits(self) -> int:
+        """By how many bits an event's offset is the record's, shifted."""
+        return ROW_BITS if self.format == "arrow" else 0
+
+    def grid(self, records: int) -> int:
+        """How many offsets a file of the offline store spans, for topics of which it is to span so many records."""
+        return max(records >> 10, 1) << ROW_BITS if self.row_bits else records
 
     @property
     def required(self) -> tuple[str, ...]:

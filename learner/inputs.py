@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 
 from featurestore.align import Aligner, Chunk, Partition
-from featurestore.decoding import decode_json
 from featurestore.errors import DataError, GapError
+from featurestore.formats import decode
 from featurestore.frames import event_frame
 from featurestore.predictions import Prediction, decode_prediction, prediction_table, prediction_topic
 from learner.reader import Reader, Records
@@ -181,7 +181,7 @@ class Inputs:
     def _labelled(self, records: Records, offsets: np.ndarray, wall: int | None) -> pl.DataFrame:
         """The good events: the worker quarantines the others. From the future is what the worker takes for it."""
         source, timestamps = self._service.label.source, np.array(records.timestamps, np.int64)
-        decoded = decode_json(source.schema, source.required, source.event_time, records.values)
+        decoded = decode(source, records.values)
         present = timestamps[decoded.rows] if wall is None else np.int64(wall)
         good = decoded.frame[source.event_time].to_numpy() <= present + source.max_lead_ms
         self.skipped.update((source.name, reject.error) for reject in decoded.rejects)

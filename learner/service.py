@@ -39,6 +39,8 @@ class Label:
         here = f"Label from {self.source.name!r}"
         if self.id not in self.source.types:
             raise DefinitionError(f"{here}: there is no id column {self.id!r}; {closest(self.id, self.source.types)}")
+        if self.source.row_bits:
+            raise DefinitionError(f"{here}: labels come one in a record; use another format than {self.source.format}")
         kind = checked_type(self.value, self.source.types, here)
         if kind not in NUMBERS:
             raise DefinitionError(

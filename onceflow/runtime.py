@@ -81,13 +81,15 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
     """The mirror of what is sent, and the topics that it reads."""
     if not settings.mirror:
         return None, []
-    feeds: dict[str, tuple[str, Decode]] = {
-        feature_topic(view): (f"features/{view.name}", decode_features) for view in views_of(definitions)
+    feeds: dict[str, tuple[str, Decode, int]] = {
+        feature_topic(view): (f"features/{view.name}", decode_features, view.source.grid(settings.grid))
+        for view in views_of(definitions)
     }
     for service in definitions.services.values():
         decode = predictions_decoder(service.inputs)
-        feeds[prediction_topic(service.name)] = (f"predictions/{service.name}", decode)
-    return Mirror(settings.data, feeds, settings.grid), list(feeds)
+        grid = service.on.grid(settings.grid)
+        feeds[prediction_topic(service.name)] = (f"predictions/{service.name}", decode, grid)
+    return Mirror(settings.data, feeds), list(feeds)
 
 
 def build_worker(

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from featurestore.decoding import decode_json
+from featurestore.decoding import Reject
+from featurestore.formats import decode
 from featurestore.frames import event_frame, with_derived
 from featurestore.keys import MAX_VALUE_BYTES
 from featurestore.sources import Source
@@ -44,23 +45,31 @@ def ingested(source: Source, batch: Batch, now: int | None, entities: Sequence[s
     record's own Kafka timestamp stands for it: a year of history has silent hours, so that the newest event seen so
     far says nothing about how far ahead the next one may honestly be.
     """
-    decoded = decode_json(source.schema, source.required, source.event_time, batch.values)
-    refused = [(reject.row, reject.error, reject.detail) for reject in decoded.rejects]
-    columns, rows = decoded.frame, decoded.rows
+    decoded = decode(source, batch.values)
+    places = np.zeros(len(decoded.rows), np.int64) if decoded.places is None else decoded.places
+    refused = list(decoded.rejects)
+    columns, rows = decoded.frame, np.column_stack([decoded.rows, places])
     try:
-        events = event_frame(source, columns, batch.partition, batch.offsets[rows], batch.timestamps[rows])
+        events = _event_frame(source, batch, columns, rows)
     except pl.exceptions.PolarsError:
         columns, rows, failing = _derivable(source, columns, rows)
-        refused += [(row, "derive", detail) for row, detail in failing]
-        events = event_frame(source, columns, batch.partition, batch.offsets[rows], batch.timestamps[rows])
+        refused += failing
+        events = _event_frame(source, batch, columns, rows)
     bad = np.zeros(len(rows), np.bool_)
     for error, detail, wrong in _wrong(source, events, now, entities):
-        refused += [(row, error, detail) for row in rows[wrong & ~bad].tolist()]
+        refused += [Reject(row, error, detail, place) for row, place in rows[wrong & ~bad].tolist()]
         bad |= wrong
     if bad.any():
         rows, events = rows[~bad], events.filter(pl.Series(~bad))
-    raw = pl.Series("_raw", Values.of(batch.values).taken(rows).to_arrow())
-    return Ingested(events.with_columns(raw), [_refused(batch, *each) for each in refused])
+    raw = pl.Series("_raw", Values.of(batch.values).taken(rows[:, 0]).to_arrow())
+    return Ingested(events.with_columns(raw), [_refused(source, batch, each) for each in refused])
+
+
+def _event_frame(source: Source, batch: Batch, columns: pl.DataFrame, rows: NDArray[np.int64]) -> pl.DataFrame:
+    """The event frame of decoded columns; `rows` are the records of the events, and their rows in these."""
+    records, places = rows[:, 0], rows[:, 1]
+    offsets = (batch.offsets[records] << source.row_bits) + places
+    return event_frame(source, columns, batch.partition, offsets, batch.timestamps[records])
 
 
 def _wrong(
@@ -77,19 +86,22 @@ def _wrong(
 
 def _derivable(
     source: Source, frame: pl.DataFrame, rows: NDArray[np.int64]
-) -> tuple[pl.DataFrame, NDArray[np.int64], list[tuple[int, str]]]:
+) -> tuple[pl.DataFrame, NDArray[np.int64], list[Reject]]:
     """The rows that the source's derived columns can be computed of, and the others, with what Polars says of them."""
     try:
         with_derived(source, frame)
     except pl.exceptions.PolarsError as error:
         if len(frame) == 1:
-            return frame.clear(), rows[:0], [(int(rows[0]), str(error)[:_MAX_DETAIL])]
+            [(row, place)] = rows.tolist()
+            return frame.clear(), rows[:0], [Reject(row, "derive", str(error)[:_MAX_DETAIL], place)]
         half = len(frame) // 2
         first, second = (_derivable(source, frame[part], rows[part]) for part in (slice(half), slice(half, None)))
         return first[0].vstack(second[0]), np.concatenate([first[1], second[1]]), first[2] + second[2]
     return frame, rows, []
 
 
-def _refused(batch: Batch, row: int, error: str, detail: str) -> Refused:
-    record = Record(batch.topic, batch.partition, int(batch.offsets[row]), batch.values[row])
-    return Refused(record.offset, error, rejected(record, error, detail))
+def _refused(source: Source, batch: Batch, reject: Reject) -> Refused:
+    record = Record(batch.topic, batch.partition, int(batch.offsets[reject.row]), batch.values[reject.row])
+    detail = f"row {reject.place}: {reject.detail}" if source.row_bits else reject.detail
+    offset = (record.offset << source.row_bits) + reject.place
+    return Refused(offset, reject.error, rejected(record, reject.error, detail))

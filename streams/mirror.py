@@ -43,9 +43,9 @@ def predictions_decoder(features: Sequence[str]) -> Decode:
 class Mirror:
     """Writes feeds to `<root>/<folder of the feed>`; goes on where its files end, so that twice is once."""
 
-    def __init__(self, root: Path, feeds: Mapping[str, tuple[str, Decode]], grid: int) -> None:
-        """`feeds`: by feed topic the folder under `root`, such as "features/card_activity", and the decoder."""
-        self._root, self._feeds, self._grid = root, feeds, grid
+    def __init__(self, root: Path, feeds: Mapping[str, tuple[str, Decode, int]]) -> None:
+        """`feeds`: by feed topic the folder under `root`, such as "features/card_activity", decoder and grid."""
+        self._root, self._feeds = root, feeds
         self._writers: dict[tuple[str, int], GridWriter] = {}
         self._done: dict[tuple[str, int], int] = {}
         self._lock = asyncio.Lock()
@@ -104,7 +104,8 @@ class Mirror:
 
     def _writer(self, topic: str, partition: int) -> GridWriter:
         if (topic, partition) not in self._writers:
-            self._writers[topic, partition] = GridWriter(self._root / self._feeds[topic][0], partition, self._grid)
+            folder, _, grid = self._feeds[topic]
+            self._writers[topic, partition] = GridWriter(self._root / folder, partition, grid)
         return self._writers[topic, partition]
 
 

@@ -17,6 +17,7 @@ from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
 from featurestore.errors import StateError
 from featurestore.flow import Flow, Read, ViewOutput, from_offsets
+from featurestore.sources import Source
 from featurestore.stores import Commit, Position, Request, time_to_live
 from streams.messages import Message, Record, feature_messages, late, prediction_messages, rejected
 from streams.processor import Processor
@@ -196,11 +197,10 @@ class Work:
                 yield from prediction_messages(processor.name, frame)
 
     def _refusals(self, view: View, output: ViewOutput) -> Iterator[Message]:
-        topic = view.source.name
-        for record in _records(topic, output.late):
+        for record in _records(view.source, output.late):
             self._stats.late += 1
             yield late(record, view.key)
-        for record in _records(topic, output.overflowed):
+        for record in _records(view.source, output.overflowed):
             self._stats.rejected["overflow"] += 1
             yield rejected(record, "overflow", f"an integer sum of {view.key} would overflow")
 
@@ -240,10 +240,10 @@ def _rest(chunk: Chunk, positions: Mapping[Partition, int]) -> Chunk:
     return Chunk(frames, spans, chunk.clocks)
 
 
-def _records(topic: str, frame: pl.DataFrame) -> Iterator[Record]:
+def _records(source: Source, frame: pl.DataFrame) -> Iterator[Record]:
     if len(frame):
         for partition, offset, value in frame.select("_partition", "_offset", "_raw").iter_rows():
-            yield Record(topic, partition, offset, value)
+            yield Record(source.name, partition, offset >> source.row_bits, value)
 
 
 def _span(chunk: Chunk, partition: Partition, before: int | None) -> tuple[int, int]:

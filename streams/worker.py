@@ -68,7 +68,10 @@ class Options:
 
 @dataclass
 class _Log:
-    """Where a source partition stands between Kafka and the merged order."""
+    """Where a source partition stands between Kafka and the merged order.
+
+    Offsets are those of records but for `begin`, which is an event's.
+    """
 
     begin: int = 0  # first offset that a view or a processor still needs; what is before only the archive does
     expected: int | None = None  # next offset to come from Kafka
@@ -146,11 +149,13 @@ class Worker:
         begin = self._work.begin(partition, dict(zip(keys, found, strict=True)))
         self._aligner.assign({partition: None if begin is None else begin.clock})
         folder = self.options.archive
-        archive = None if folder is None else GridWriter(folder / partition[0], partition[1], self.options.grid)
+        source = self.sources[partition[0]]
+        grid = source.grid(self.options.grid)
+        archive = None if folder is None else GridWriter(folder / partition[0], partition[1], grid)
         self._logs[partition] = _Log(0 if begin is None else begin.next, archive=archive)
         if begin is None or (archive is not None and not archive.next):
             return None
-        return begin.next if archive is None else min(begin.next, archive.next)
+        return (begin.next if archive is None else min(begin.next, archive.next)) >> source.row_bits
 
     async def assigned(self, starts: Mapping[TP, int]) -> None:
         """Take note of where partitions start and, to stop there, where they end."""
@@ -196,26 +201,27 @@ class Worker:
         with self._work.timed("decode"):
             got = ingested(source, batch, None if self.options.replay else self.now(), self._keys[batch.topic])
         log.expected, log.heard = batch.next, time.monotonic()
-        self._push(partition, got, batch)
+        start, end = batch.start << source.row_bits, batch.next << source.row_bits
+        self._push(partition, got, start, end)
         if log.archive is not None:
             with self._work.timed("archive"):
-                begins = batch.start if log.archive.next else 0  # an archive may begin in the middle of a topic
-                log.archive.append(archive_table(got.events, list(source.schema)), batch.next, start=begins)
+                begins = start if log.archive.next else 0  # an archive may begin in the middle of a topic
+                log.archive.append(archive_table(got.events, list(source.schema)), end, start=begins)
         self._drain_at_end(partition)
         if not log.held and self._aligner.buffered(partition) > self.options.buffer:
             log.held = True
             self.app.consumer.hold(TP(*partition))
 
-    def _push(self, partition: Partition, got: Ingested, batch: Batch) -> None:
+    def _push(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
         begin, events, rejects = self._logs[partition].begin, got.events, got.rejects
-        if batch.next <= begin:
+        if end <= begin:
             return
-        if batch.start < begin:
+        if start < begin:
             events = events.filter(pl.col("_offset") >= begin)
             rejects = [refused for refused in rejects if refused.offset >= begin]
         self.stats.rejected.update(refused.error for refused in rejects)
         self._refused += [refused.message for refused in rejects]
-        self._aligner.push(partition, events, max(batch.start, begin), batch.next)
+        self._aligner.push(partition, events, max(start, begin), end)
         if not self.options.replay:
             self._aligner.drain(partition, drained=False)
 
@@ -338,7 +344,7 @@ class Worker:
             stats.fresh(np.maximum(wall - frame["_timestamp"].to_numpy(), 0))
             stats.stream_time = max(stats.stream_time or 0, int(frame["_time"].to_numpy().max()))
         for partition, (_, end) in turn.chunk.spans.items():
-            self.app.consumer.done(TP(*partition), end)
+            self.app.consumer.done(TP(*partition), end >> self.sources[partition[0]].row_bits)
             log = self._logs[partition]
             if log.held and self._aligner.buffered(partition) <= self.options.buffer // 2:
                 log.held, log.heard = False, stats.last_at

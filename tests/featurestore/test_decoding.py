@@ -142,7 +142,7 @@ def bits(row: dict[str, Any]) -> dict[str, Any]:
 @given(st.lists(records, max_size=40))
 def test_a_batch_gives_what_the_oracle_gives_record_by_record(values):
     expected = [oracle(value) for value in values]
-    frame, rows, rejects = decode(*values)
+    frame, rows, rejects, _ = decode(*values)
     assert rows.tolist() == [i for i, row in enumerate(expected) if row is not None]
     assert [reject.row for reject in rejects] == [i for i, row in enumerate(expected) if row is None]
     assert [bits(row) for row in frame.to_dicts()] == [bits(row) for row in expected if row is not None]
@@ -169,7 +169,7 @@ def test_floats_are_the_nearest_double(text):
 
 
 def test_accepted_rows_have_the_columns_and_types_of_the_schema_in_its_order():
-    frame, rows, rejects = decode(EVENT, None, b'{"at":5,"id":"b"}')
+    frame, rows, rejects, _ = decode(EVENT, None, b'{"at":5,"id":"b"}')
     assert dict(frame.schema) == {
         "id": pl.String,
         "at": pl.Int64,
@@ -186,7 +186,7 @@ def test_accepted_rows_have_the_columns_and_types_of_the_schema_in_its_order():
 
 @pytest.mark.parametrize("values", [[], [None], [b""], [b"{"]])
 def test_without_any_good_record_the_frame_is_empty_but_has_its_columns(values):
-    frame, rows, rejects = decode(*values)
+    frame, rows, rejects, _ = decode(*values)
     assert frame.shape == (0, len(SCHEMA))
     assert frame.schema["x"] == pl.Float64
     assert rows.tolist() == []
@@ -328,7 +328,7 @@ def test_a_record_without_a_value_is_a_tombstone():
 
 
 def test_an_object_split_over_two_values_is_two_bad_records():
-    _, rows, rejects = decode(EVENT, EVENT[:20], EVENT[20:], EVENT + b"\n" + EVENT, EVENT)
+    _, rows, rejects, _ = decode(EVENT, EVENT[:20], EVENT[20:], EVENT + b"\n" + EVENT, EVENT)
     assert rows.tolist() == [0, 4]
     assert [reject.error for reject in rejects] == ["malformed"] * 3
 

@@ -45,9 +45,9 @@ class Feed:
 
 
 def mirror_of(folder):
-    feeds = {FEED: ("features/visits", decode_features)}
-    feeds["predictions.risk"] = ("predictions/risk", predictions_decoder(["visits:n_1m", "amount"]))
-    return Mirror(folder, feeds, GRID)
+    feeds = {FEED: ("features/visits", decode_features, GRID)}
+    feeds["predictions.risk"] = ("predictions/risk", predictions_decoder(["visits:n_1m", "amount"]), GRID)
+    return Mirror(folder, feeds)
 
 
 async def follow(feed, folder, cuts, *, flush=True):

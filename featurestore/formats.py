@@ -1,0 +1,118 @@
+"""What a record looks like on its topic: JSON, MessagePack, lines of CSV, or Arrow with many events in one record.
+
+`decode` gives the same columns for the same events in any of them, by the rules that `decoding` states for JSON: types
+are exact, what is required must be there, numbers are finite, and what breaks a rule is set apart with its reason.
+Fields of nested records are found by their paths; of a name that is there twice the last value counts.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from featurestore.arrow import decode_arrow
+from featurestore.decoding import MAX_BYTES, Decoded, Reject, beyond_limits, decode_each, decode_json, event_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from featurestore.sources import Source
+
+    Loads = Callable[[bytes], Any]
+
+_INT = re.compile(r"-?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+
+
+def decode(source: Source, values: Sequence[bytes | None]) -> Decoded:
+    """Decode the records of a source; nothing in `values` raises (see `decoding.decode_json`)."""
+    if source.format == "arrow":
+        return decode_arrow(source, values)
+    if source.format == "json" and not source.fields:
+        return decode_json(source.schema, source.required, source.event_time, values)
+    return _by_record(source, values, _loader(source))
+
+
+def _loader(source: Source) -> Loads:
+    """What makes a flat object of a record, by column."""
+    if source.format == "csv":
+        return partial(_line, tuple(source.schema.items()))
+    loads: Loads = msgspec.json.decode if source.format == "json" else msgspec.msgpack.decode
+    paths = [(name, [path.split(".") for path in ways]) for name, ways in source.paths.items()]
+    return lambda value: _flat(paths, loads(value))
+
+
+def _by_record(source: Source, values: Sequence[bytes | None], loads: Loads) -> Decoded:
+    kind = event_type(tuple(source.schema.items()), frozenset(source.required), source.event_time)
+    beyond = beyond_limits if source.format == "json" else _oversized
+    return _finite(
+        source.schema, decode_each(source.schema, values, lambda text: msgspec.convert(loads(text), kind), beyond)
+    )
+
+
+def _oversized(texts: list[bytes]) -> list[Reject]:
+    detail = f"bytes, at most {MAX_BYTES} are accepted"
+    sizes = enumerate(map(len, texts))
+    return [Reject(row, "oversized", f"{size} {detail}") for row, size in sizes if size > MAX_BYTES]
+
+
+def _finite(schema: Mapping[str, str], decoded: Decoded) -> Decoded:
+    """Without the records that hold an infinity; NaN, which some formats can write, counts as null."""
+    frame, rejects = decoded.frame, list(decoded.rejects)
+    bad = np.zeros(len(frame), np.bool_)
+    for name, kind in schema.items():
+        if kind == "float":
+            frame = frame.with_columns(frame[name].fill_nan(None))
+            wrong = frame[name].is_infinite().fill_null(False).to_numpy()
+            rejects += [Reject(int(row), "range", f"{name!r} is infinite") for row in decoded.rows[wrong & ~bad]]
+            bad |= wrong
+    return (
+        Decoded(frame.filter(~bad), decoded.rows[~bad], sorted(rejects))
+        if bad.any()
+        else Decoded(frame, decoded.rows, rejects)
+    )
+
+
+def _flat(paths: Sequence[tuple[str, Sequence[Sequence[str]]]], record: object) -> object:
+    """The columns that a record has; what is no object, as it is."""
+    if not isinstance(record, dict):
+        return record
+    out: dict[str, object] = {}
+    for name, ways in paths:
+        for way in ways:
+            *inner, last = way
+            found: Any = record
+            for step in inner:
+                found = found.get(step) if isinstance(found, dict) else None
+            if isinstance(found, dict) and last in found:
+                out[name] = found[last]
+                if found[last] is not None:
+                    break
+    return out
+
+
+def _line(columns: tuple[tuple[str, str], ...], value: bytes) -> dict[str, object]:
+    """A line of CSV as an object: nothing is null."""
+    rows = list(csv.reader([value.decode().removesuffix("\n").removesuffix("\r")], strict=True))
+    if len(rows) != 1 or len(rows[0]) != len(columns):
+        raise msgspec.DecodeError(f"a line of {len(columns)} fields is expected")
+    parsed = ((name, _parsed(kind, text)) for (name, kind), text in zip(columns, rows[0], strict=True))
+    return {name: found for name, found in parsed if found is not None}
+
+
+def _parsed(kind: str, text: str) -> object:
+    """The value that a field of CSV stands for; the text itself where it stands for none, which is then refused."""
+    if not text:
+        return None
+    if kind in ("int", "timestamp[ms]") and _INT.fullmatch(text):
+        return int(text[:40])
+    if kind == "float" and _FLOAT.fullmatch(text):
+        return float(text)
+    if kind == "bool":
+        return {"true": True, "false": False}.get(text, text)
+    return text

@@ -1,0 +1,179 @@
+"""A topic in each format, through a worker that is stopped in the middle, against the same events as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from types import SimpleNamespace
+
+import msgspec
+import pyarrow as pa
+import pytest
+from confluent_kafka import Producer
+
+from batch.verify import verify
+from featurestore import Count, Entity, Last, Max, Source, Std, Sum, view
+from featurestore.keys import key_prefix
+from featurestore.online import connect
+from featurestore.sources import ROW_BITS
+from onceflow.modules import Definitions
+from onceflow.produce import ensure_topics
+from onceflow.runtime import build_worker, run_worker
+from tests.streams.working import messages, settings_of, stored, table, work
+
+START, PARTITIONS, EVENTS = 1_700_000_000_000, 2, 1_200
+SCHEMA = {"user": str, "ms": float, "n": int, "at": "timestamp[ms]"}
+
+
+def definitions_of(tag, kind):
+    source = Source(f"clicks-{tag}", schema=SCHEMA, event_time="at", key="user", lateness="1m", format=kind)
+    members = {"n": Count(), "ms": Sum("ms"), "spread": Std("ms"), "most": Max("n"), "last": Last("ms")}
+    made = view(entity=Entity("user", key="user"), source=source, windows=["30s", "10m"])(
+        type(f"Clicks{tag}", (), members)
+    )
+    return Definitions({source.name: source}, {made.name: made}, {})
+
+
+def history():
+    rng, time = random.Random(5), START
+    for _ in range(EVENTS):
+        time += rng.choice([0, 1_000, 5_000])
+        user = rng.randrange(30)
+        event = {
+            "user": f"u{user}",
+            "ms": rng.random() * 100,
+            "n": rng.randrange(9),
+            "at": time - rng.choice([0, 9_000]),
+        }
+        yield user % PARTITIONS, event
+
+
+def arrow(events):
+    made = pa.Table.from_pylist(events)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, made.schema) as writer:
+        writer.write_table(made)
+    return sink.getvalue().to_pybytes()
+
+
+def produce(kafka, topic, kind, events):
+    ensure_topics(kafka, {topic: PARTITIONS})
+    producer = Producer({"bootstrap.servers": kafka, "enable.idempotence": True})
+    for partition in range(PARTITIONS):
+        mine = [event for at, event in events if at == partition]
+        for some in batched_by(mine, 77 if kind == "arrow" else 1):
+            value = {
+                "arrow": lambda some=some: arrow(some),
+                "msgpack": lambda some=some: msgspec.msgpack.encode(some[0]),
+                "csv": lambda some=some: ",".join(map(str, some[0].values())).encode(),
+                "json": lambda some=some: msgspec.json.encode(some[0]),
+            }[kind]()
+            producer.produce(topic, value, partition=partition, timestamp=some[-1]["at"] + 9_000)
+    assert producer.flush(20) == 0
+
+
+def batched_by(items, size):
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def states(pair, tag, definitions):
+    """States by place without their last offsets, which count records in another way for Arrow."""
+    [made] = definitions.views.values()
+    found = {}
+    for key, value in stored(pair.redis_url, tag).items():
+        for partition in range(PARTITIONS):
+            prefix = key_prefix(made.source.name, partition, made.key)
+            if key.startswith(prefix) and key != prefix + b"next":
+                found[partition, key.removeprefix(prefix)] = value[:16] + value[24:]
+    return found
+
+
+def verified(pair, settings, definitions):
+    async def main():
+        store = connect(pair.redis_url)
+        partitions = dict.fromkeys(definitions.sources, PARTITIONS)
+        report = await verify(
+            list(definitions.views.values()), [], store, settings.data, partitions, merged=True, now=START
+        )
+        await store.close()
+        return report
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["msgpack", "csv", "arrow"])
+def test_a_topic_of_any_format_gives_the_states_and_features_of_the_same_events_as_json(embedded_pair, kind, tmp_path):
+    events, outcomes = list(history()), []
+    for each in ("json", kind):
+        tag = secrets.token_hex(4)
+        definitions = definitions_of(tag, each)
+        [topic] = definitions.sources
+        settings = settings_of(embedded_pair, tag, tmp_path / each, chunk=50)
+        produce(embedded_pair.kafka, topic, each, events[: EVENTS // 2])
+        work(definitions, settings)
+        produce(embedded_pair.kafka, topic, each, events[EVENTS // 2 :])
+        worker = work(definitions, settings)
+        assert worker.stats.rejected == {}
+        report = verified(embedded_pair, settings, definitions)
+        assert report.good, report
+        assert report.mirror_compared > 0
+        [made] = definitions.views
+        rows = table(settings.data / "features" / made)
+        outcomes.append(SimpleNamespace(states=states(embedded_pair, tag, definitions), rows=rows.drop("_offset")))
+    assert outcomes[0].states == outcomes[1].states
+    assert repr(outcomes[0].rows.rows()) == repr(outcomes[1].rows.rows())
+    assert len(outcomes[0].rows) == EVENTS
+
+
+def test_a_worker_stopped_within_a_record_of_arrow_goes_on_after_the_last_row_that_it_stored(embedded_pair, tmp_path):
+    tag = secrets.token_hex(4)
+    definitions, events = definitions_of(tag, "arrow"), list(history())
+    [topic], [made] = definitions.sources, definitions.views.values()
+    settings = settings_of(embedded_pair, tag, tmp_path, chunk=50)
+    produce(embedded_pair.kafka, topic, "arrow", events)
+
+    class CutError(Exception):
+        pass
+
+    worker = build_worker(definitions, settings, until_end=True)
+    commit, turns = worker.store.commit, []
+
+    async def cut(commits):
+        if len(turns) == 3:
+            raise CutError
+        turns.append(commits)
+        await commit(commits)
+
+    worker.store.commit = cut
+    with pytest.raises(CutError):
+        run_worker(worker, settings)
+    places = [commit.next & ((1 << ROW_BITS) - 1) for commit in turns[-1]]
+    assert any(places)
+    work(definitions, settings)
+    report = verified(embedded_pair, settings, definitions)
+    assert report.good, report
+    rows = table(settings.data / "features" / made.name)
+    assert len(rows) == EVENTS
+    assert (rows["_offset"] & ((1 << ROW_BITS) - 1)).max() == 76
+
+
+def test_a_row_of_arrow_that_is_refused_or_late_is_told_with_its_record_and_its_row(embedded_pair, tmp_path):
+    tag = secrets.token_hex(4)
+    definitions = definitions_of(tag, "arrow")
+    [topic] = definitions.sources
+    good = {"user": "u0", "ms": 1.0, "n": 1, "at": START + 10_000_000}
+    events = [good, good | {"user": None}, good | {"at": START}]
+    ensure_topics(embedded_pair.kafka, {topic: PARTITIONS})
+    producer = Producer({"bootstrap.servers": embedded_pair.kafka})
+    for value in (arrow([good]), arrow(events), b"nonsense"):
+        producer.produce(topic, value, partition=0, timestamp=START + 10_000_000)
+    producer.flush(20)
+    worker = work(definitions, settings_of(embedded_pair, tag, tmp_path))
+    assert worker.stats.rejected == {"null": 1, "malformed": 1}
+    assert worker.stats.late == 1
+    [null, malformed] = messages(embedded_pair.kafka, f"{topic}.dlq")
+    assert (null.headers["offset"], null.headers["detail"]) == (b"1", b"row 1: 'user' is null")
+    assert (malformed.headers["offset"], malformed.value) == (b"2", b"nonsense")
+    [late] = messages(embedded_pair.kafka, f"{topic}.late")
+    assert (late.headers["offset"], late.value) == (b"1", arrow(events))
