@@ -47,7 +47,7 @@ class Settings(BaseModel):
     """Partitions of the topics that onceflow creates."""
     max_wait_ms: Annotated[int, Field(ge=0)] = 20
     """How long a live worker waits for a silent partition before it goes on without."""
-    chunk: Count = 20_000
+    chunk: Count = 100_000
     """Events that a worker takes at a time, about."""
     memory_mb: Count = 2_048
     """Megabytes of states that a worker holds, about; it reads the others again when they are needed."""

@@ -59,8 +59,8 @@ class Options:
     replay: bool = False
     until_end: bool = False
     max_wait: float = 0.02
-    chunk: int = 20_000
-    buffer: int = 40_000
+    chunk: int = 100_000
+    buffer: int = 200_000
     archive: Path | None = None
     grid: int = 65_536
     memory: int = 2 << 30
