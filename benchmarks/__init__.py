@@ -3,7 +3,7 @@
 from importlib import import_module
 
 DEFAULT = ("engine", "stream", "start")
-NAMES = (*DEFAULT, "memory")
+NAMES = (*DEFAULT, "flights", "memory")
 
 
 def main(*names: str) -> None:

@@ -1,55 +1,85 @@
-"""The stream part on real flights: from Kafka through ten views to states in Redis, by one worker.
+"""The stream on its standard work: from Kafka to states in Redis, by one worker that has one core to itself.
 
-The embedded broker and Redis share the machine. Rates count events (each is folded into three views and more, on
-average); the rate a core divides by the worker's own CPU time, from its first chunk to its last.
+Apache Kafka where Java and Maven are, else the embedded broker; it and Redis have the other cores. Every state is
+committed. Rates count from a worker's first chunk to its last; those a core divide by the CPU time of its process.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from examples.flights.data import topics
+from benchmarks.work import KINDS, PARTITIONS, produce
 from onceflow import embedded
 from onceflow.processes import running
-from onceflow.produce import produce_frame
+from tests.kafka_server import apache_kafka, why_no_kafka
 
-PARTITIONS = 2
-RUNS = 3
-KEYS = {"departures": "flight_id", "arrivals": "flight_id", "weather": "origin"}
+EVENTS, RUNS = 2_000_000, 3
 
 
-def once(folder: Path) -> dict[str, Any]:
-    with embedded.kafka() as kafka, embedded.redis() as redis:
-        frames = topics()
-        for topic, key in KEYS.items():
-            produce_frame(kafka.address, topic, frames[topic], [key], PARTITIONS)
+@contextmanager
+def kafka() -> Iterator[tuple[str, str]]:
+    """A broker: its name and its address."""
+    why = why_no_kafka()
+    with apache_kafka() if why is None else embedded.kafka() as server:
+        yield "Apache Kafka" if why is None else f"the embedded broker (Apache Kafka {why})", server.address
+
+
+def cores() -> tuple[set[int], set[int]]:
+    """The cores of servers, and the one of the worker; with one core only they share it."""
+    *others, last = sorted(os.sched_getaffinity(0))
+    return set(others) or {last}, {last}
+
+
+def once(broker: str, kind: str, folder: Path) -> dict[str, Any]:
+    """Run a worker over the topic from its start, with a Redis of its own."""
+    servers, worker_core = cores()
+    with embedded.redis() as redis:
         environment = {
-            "ONCEFLOW_KAFKA": kafka.address,
+            "ONCEFLOW_KAFKA": broker,
             "ONCEFLOW_REDIS": f"redis://{redis.address}/0",
             "ONCEFLOW_DATA": str(folder / "data"),
             "ONCEFLOW_PARTITIONS": str(PARTITIONS),
             "ONCEFLOW_MIRROR": "false",
             "ONCEFLOW_ARCHIVE": "false",
         }
-        arguments = ["worker", "--module", "benchmarks.flight_views", "--mode", "replay", "--until-end"]
+        module = "benchmarks.cards_arrow" if kind == "arrow" else "benchmarks.cards_json"
+        arguments = ["worker", "--module", module, "--mode", "replay", "--until-end"]
+        os.sched_setaffinity(0, worker_core)  # a child begins with its parent's
         with running(arguments, folder / "worker.log", environment) as worker:
+            os.sched_setaffinity(0, servers)
             worker.wait()
             return worker.result()
 
 
-def main() -> None:
-    results = []
-    for _ in range(RUNS + 1):  # the first compiles
-        with tempfile.TemporaryDirectory(prefix="onceflow-bench-") as folder:
-            results.append(once(Path(folder)))
-    counted = results[1:]
-    wall = statistics.median(result["events_per_s"] for result in counted)
-    core = statistics.median(result["events_per_cpu_s"] for result in counted)
-    print(f"stream: {counted[0]['events']:,} events, {counted[0]['states']:,} states written, median of {RUNS} runs")
-    print(f"  events/s          {wall:>10,.0f}")
-    print(f"  events/s a core   {core:>10,.0f}")
-    for stage in counted[0]["seconds"]:
-        print(f"  {stage:<16}  {statistics.median(r['seconds'][stage] for r in counted):>8.2f} s")
+def measured(kind: str, events: int, runs: int) -> dict[str, float]:
+    """Medians of a kind of the work."""
+    with tempfile.TemporaryDirectory(prefix="onceflow-bench-") as folder, kafka() as (_, address):
+        produce(address, kind, events)
+        results = [once(address, kind, Path(folder) / str(run)) for run in range(runs)]
+    names = ("events", "events_per_s", "events_per_cpu_s", "states")
+    return {name: statistics.median(result[name] for result in results) for name in names}
+
+
+def main(events: int = EVENTS, runs: int = RUNS) -> None:
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores()[0])
+    try:
+        with kafka() as (name, _):
+            print(f"stream: {events:,} card payments, six aggregates over 5m, 1h, 24h; {name}; median of {runs} runs")
+        print(f"  {'':<8}{'events/s':>12}{'a core':>12}{'states':>10}{'of json':>9}")
+        first: float | None = None
+        for kind in KINDS:
+            found = measured(kind, events, runs)
+            first = first or found["events_per_s"]
+            print(
+                f"  {kind:<8}{found['events_per_s']:>12,.0f}{found['events_per_cpu_s']:>12,.0f}"
+                f"{found['states']:>10,.0f}{found['events_per_s'] / first:>9.2f}"
+            )
+    finally:
+        os.sched_setaffinity(0, everywhere)

@@ -1,8 +1,8 @@
 """Plain JSON objects straight into columns, in compiled code.
 
-What is usual on a topic (flat objects, numbers as programs write them, text without escapes) becomes words here, and
-never Python objects. All else is left to `decoding`'s strict decoder, record by record: this parser takes a record only
-when it is sure that the other one would take it too, with the same values, and says of no record that it is wrong.
+What is usual on a topic (flat objects, numbers as programs write them) becomes words here, and never Python objects.
+All else is left to `decoding`'s strict decoder, record by record: this parser takes a record only when it is sure that
+the other one would take it too, with the same values, and says of no record that it is wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from featurestore.kernel.numerals import powers_of_five
 from featurestore.kernel.objects import BOOL, FLOAT, INT, KEY, STR, TIME, Names, Parsed, parse_all
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -63,6 +63,8 @@ def parsed(names: Names, values: Values[bytes | None]) -> Parsed:
     out = Parsed(
         np.zeros((len(names.kinds) - texts, count), np.int64),
         np.zeros((texts, count, 2), np.int64),
+        np.empty(int(np.maximum(values.lengths, 0).sum()), np.uint8),
+        np.zeros(1, np.int64),
         np.zeros((len(names.kinds), count), np.bool_),
         np.zeros(count, np.bool_),
     )
@@ -78,7 +80,7 @@ def columns_of(schema: Mapping[str, str], names: Names, found: Parsed, values: V
     for (name, kind), place, valid in zip(schema.items(), names.places.tolist(), found.valid, strict=True):
         there = valid[rows]
         if kind == "str":
-            out[name] = _texts(found.texts[place][rows], there, values)
+            out[name] = _texts(found.texts[place][rows], there, [values.buffer, found.plain])
         else:
             words = found.words[place][rows]
             column = words.view(np.float64) if kind == "float" else words != 0 if kind == "bool" else words
@@ -86,9 +88,8 @@ def columns_of(schema: Mapping[str, str], names: Names, found: Parsed, values: V
     return pl.DataFrame(out)
 
 
-def _texts(views: Ints, there: Bools, values: Values[bytes | None]) -> pl.Series:
+def _texts(views: Ints, there: Bools, buffers: Sequence[NDArray[np.uint8]]) -> pl.Series:
     bits = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
     views = np.ascontiguousarray(views)
-    return pl.Series(
-        pa.Array.from_buffers(pa.string_view(), len(views), [bits, pa.py_buffer(views), pa.py_buffer(values.buffer)])
-    )
+    parts = [bits, pa.py_buffer(views), *map(pa.py_buffer, buffers)]
+    return pl.Series(pa.Array.from_buffers(pa.string_view(), len(views), parts))

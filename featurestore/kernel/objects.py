@@ -27,7 +27,9 @@ INLINE = 12
 # No column of that name; none, and the record is not for this parser.
 _UNKNOWN, _REFUSED = -1, -2
 _QUOTE, _BACKSLASH, _COLON, _COMMA, _OPEN, _CLOSE = (ord(c) for c in '"\\:,{}')
-_SPACE = 0x20
+_NOUGHT, _NINE, _A, _F, _U = (ord(c) for c in "09afu")
+_ESCAPES = np.array([[ord(a), ord(b)] for a, b in zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True)], np.int64)
+_SPACE = 0x20  # the first that is no control character; a letter with this bit set is a small one
 _BLANKS = 1 << 0x20 | 1 << 0x09 | 1 << 0x0A | 1 << 0x0D
 _NULL, _TRUE, _FALS, _E = (int.from_bytes(word, "little") for word in (b"null", b"true", b"fals", b"e"))
 
@@ -48,11 +50,13 @@ class Parsed(NamedTuple):
     """What was found in record `i`, where `taken[i]`; `valid` says whether a column is neither missing nor null.
 
     `words` [columns that are no text, records]; floats are there as their bits. `texts` [columns of text, records, 2]
-    are Arrow's views of the buffer.
+    are Arrow's views of the records' buffer and, where it has escapes, of `plain`, of which `used[0]` bytes are taken.
     """
 
     words: Ints
     texts: Ints
+    plain: Bytes
+    used: Ints
     valid: Bools
     taken: Bools
 
@@ -104,7 +108,7 @@ def _member(
         return -1, seen
     at = _blank(text, at + 1, end)
     if column == _UNKNOWN:
-        return _skipped(text, at, end, names), seen
+        return _skipped(text, at, end, names, out), seen
     if seen >> column & 1:
         return -1, seen
     return _value(text, at, end, row, column, names, out), seen | 1 << column
@@ -197,15 +201,110 @@ def _text(text: Bytes, at: int, end: int, row: int, place: int, longest: int, ou
         return -1
     begin = at + 1
     at = _string_end(text, begin, end)
-    if at < 0 or at - begin > longest or not _is_utf8(text, begin, at):
+    if at < 0:
+        return _escaped_text(text, begin, end, row, place, longest, out)
+    if at - begin > longest or not _is_utf8(text, begin, at):
         return -1
-    out.texts[place, row, 0], out.texts[place, row, 1] = _view(text, begin, at - begin)
+    out.texts[place, row, 0], out.texts[place, row, 1] = _view(text, begin, at - begin, 0)
     return at + 1
 
 
+@compiled
+def _escaped_text(text: Bytes, begin: int, end: int, row: int, place: int, longest: int, out: Parsed) -> int:
+    """As `_text`, of a string that begins at `begin` and has escapes."""
+    start = out.used[0]
+    at, upto = _unescaped(text, begin, end, out.plain, start)
+    if at < 0 or upto - start > longest or not _is_utf8(out.plain, start, upto):
+        return -1
+    out.texts[place, row, 0], out.texts[place, row, 1] = _view(out.plain, start, upto - start, 1)
+    out.used[0] = upto
+    return at + 1
+
+
+@compiled
+def _unescaped(text: Bytes, at: int, end: int, plain: Bytes, to: int) -> tuple[int, int]:
+    """Write what a string says; where its quote is, or -1, and where what was written ends.
+
+    Half a surrogate pair becomes what is not UTF-8.
+    """
+    while at < end:
+        byte = ZERO + text[at]
+        if byte == _QUOTE:
+            return at, to
+        if byte < _SPACE:
+            return -1, to
+        if byte != _BACKSLASH:
+            plain[to] = byte
+            at, to = at + 1, to + 1
+            continue
+        if at + 1 < end and text[at + 1] == _U:
+            code, at = _code_point(text, at, end)
+            if code < 0:
+                return -1, to
+            to = _write_utf8(plain, to, code)
+            continue
+        meant = _meaning(text[at + 1]) if at + 1 < end else ZERO
+        if meant == 0:
+            return -1, to
+        plain[to] = meant
+        at, to = at + 2, to + 1
+    return -1, to
+
+
+@compiled
+def _meaning(letter: int) -> int:
+    """The character that a backslash before this one makes of it; 0 for none."""
+    for i in range(_ESCAPES.shape[0]):
+        if _ESCAPES[i, 0] == letter:
+            return _ESCAPES[i, 1]
+    return ZERO
+
+
+@compiled
+def _code_point(text: Bytes, at: int, end: int) -> tuple[int, int]:
+    """The character that one escape by number stands for, or two of them, and where they end; -1 for no number."""
+    code, after = _hexadecimal(text, at + 2, end), at + 6
+    if 0xD800 <= code < 0xDC00 and after + 1 < end and text[after] == _BACKSLASH and text[after + 1] == _U:
+        low = _hexadecimal(text, after + 2, end)
+        if 0xDC00 <= low < 0xE000:
+            return 0x10000 + (code - 0xD800 << 10) + (low - 0xDC00), after + 6
+    return code, after
+
+
+@compiled
+def _hexadecimal(text: Bytes, at: int, end: int) -> int:
+    """Four digits of base 16; -1 when they are not there."""
+    number = ZERO
+    if at + 4 > end:
+        return ZERO - 1
+    for i in range(at, at + 4):
+        byte = ZERO + text[i]
+        letter = byte | _SPACE
+        if _NOUGHT <= byte <= _NINE:
+            number = number << 4 | byte - _NOUGHT
+        elif _A <= letter <= _F:
+            number = number << 4 | letter - _A + 10
+        else:
+            return ZERO - 1
+    return number
+
+
+@compiled
+def _write_utf8(plain: Bytes, to: int, code: int) -> int:
+    """Write a character; where it ends."""
+    more = 0 if code < 0x80 else 1 if code < 0x800 else 2 if code < 0x10000 else 3
+    if more == 0:
+        plain[to] = code
+        return to + 1
+    plain[to] = (0xF0 << 3 - more & 0xFF) | code >> 6 * more
+    for i in range(1, more + 1):
+        plain[to + i] = 0x80 | code >> 6 * (more - i) & 0x3F
+    return to + more + 1
+
+
 @inlined
-def _view(text: Bytes, begin: int, length: int) -> tuple[int, int]:
-    """The two words of Arrow's view of a string in the buffer."""
+def _view(text: Bytes, begin: int, length: int, buffer: int) -> tuple[int, int]:
+    """The two words of Arrow's view of a string in one of the buffers."""
     low, high = ZERO, ZERO
     for i in range(min(length, 4)):
         low |= (ZERO + text[begin + i]) << 8 * i
@@ -213,7 +312,7 @@ def _view(text: Bytes, begin: int, length: int) -> tuple[int, int]:
         for i in range(4, length):
             high |= (ZERO + text[begin + i]) << 8 * (i - 4)
     else:
-        high = begin << 32
+        high = begin << 32 | buffer
     return low << 32 | length, high
 
 
@@ -223,7 +322,7 @@ def view_all(buffer: Bytes, starts: Ints, lengths: Ints, out: Ints) -> None:
     text = bared(buffer)
     for i in range(starts.shape[0]):
         if lengths[i] >= 0:
-            out[i, 0], out[i, 1] = _view(text, starts[i], lengths[i])
+            out[i, 0], out[i, 1] = _view(text, starts[i], lengths[i], 0)
 
 
 @compiled
@@ -249,14 +348,17 @@ def _is_utf8(text: Bytes, at: int, end: int) -> bool:
 
 
 @compiled
-def _skipped(text: Bytes, at: int, end: int, names: Names) -> int:
+def _skipped(text: Bytes, at: int, end: int, names: Names, out: Parsed) -> int:
     """Where a value of no column ends; -1 when it is not one that is plain."""
     if at >= end:
         return -1
     if text[at] == _QUOTE:
         begin = at + 1
         at = _string_end(text, begin, end)
-        return at + 1 if at >= 0 and _is_utf8(text, begin, at) else -1
+        if at < 0:  # written where it will be written over
+            at, upto = _unescaped(text, begin, end, out.plain, out.used[0])
+            return at + 1 if at >= 0 and _is_utf8(out.plain, out.used[0], upto) else -1
+        return at + 1 if _is_utf8(text, begin, at) else -1
     if _is_word(text, at, end, _NULL, 4) or _is_word(text, at, end, _TRUE, 4):
         return at + 4
     if _is_word(text, at, end, _FALS, 4):
