@@ -20,6 +20,9 @@ from onceflow.processes import running
 from tests.kafka_server import apache_kafka, why_no_kafka
 
 EVENTS, RUNS = 2_000_000, 3
+CORES = sorted(os.sched_getaffinity(0))
+WORKER = {CORES[-1]}
+SERVERS = set(CORES[:-1]) or WORKER  # with one core only they share it
 
 
 @contextmanager
@@ -30,15 +33,8 @@ def kafka() -> Iterator[tuple[str, str]]:
         yield "Apache Kafka" if why is None else f"the embedded broker (Apache Kafka {why})", server.address
 
 
-def cores() -> tuple[set[int], set[int]]:
-    """The cores of servers, and the one of the worker; with one core only they share it."""
-    *others, last = sorted(os.sched_getaffinity(0))
-    return set(others) or {last}, {last}
-
-
 def once(broker: str, kind: str, folder: Path) -> dict[str, Any]:
     """Run a worker over the topic from its start, with a Redis of its own."""
-    servers, worker_core = cores()
     with embedded.redis() as redis:
         environment = {
             "ONCEFLOW_KAFKA": broker,
@@ -50,9 +46,9 @@ def once(broker: str, kind: str, folder: Path) -> dict[str, Any]:
         }
         module = "benchmarks.cards_arrow" if kind == "arrow" else "benchmarks.cards_json"
         arguments = ["worker", "--module", module, "--mode", "replay", "--until-end"]
-        os.sched_setaffinity(0, worker_core)  # a child begins with its parent's
+        os.sched_setaffinity(0, WORKER)  # a child begins with its parent's
         with running(arguments, folder / "worker.log", environment) as worker:
-            os.sched_setaffinity(0, servers)
+            os.sched_setaffinity(0, SERVERS)
             worker.wait()
             return worker.result()
 
@@ -67,8 +63,7 @@ def measured(kind: str, events: int, runs: int) -> dict[str, float]:
 
 
 def main(events: int = EVENTS, runs: int = RUNS) -> None:
-    everywhere = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores()[0])
+    os.sched_setaffinity(0, SERVERS)
     try:
         with kafka() as (name, _):
             print(f"stream: {events:,} card payments, six aggregates over 5m, 1h, 24h; {name}; median of {runs} runs")
@@ -82,4 +77,4 @@ def main(events: int = EVENTS, runs: int = RUNS) -> None:
                 f"{found['states']:>10,.0f}{found['events_per_s'] / first:>9.2f}"
             )
     finally:
-        os.sched_setaffinity(0, everywhere)
+        os.sched_setaffinity(0, CORES)

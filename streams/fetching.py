@@ -28,6 +28,8 @@ BEYOND = 10.0
 """Seconds that a log may end before the position: a new leader may lag, a topic created again is another one."""
 RETRY = 1.0
 """Seconds between attempts to reach a broker."""
+FETCH_BYTES = 4 << 20
+"""Bytes that one fetch brings of a partition, at most: with fewer, a worker that is behind waits for the next one."""
 FETCH_WAIT_MS = 50
 """How long the broker may wait for data: a partition that is released must wait for the request under way."""
 
@@ -94,6 +96,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer._isolation_level = "read_committed"
         consumer._auto_offset_reset = "none"  # anything else skips what retention took, without a word
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._max_partition_fetch_bytes = FETCH_BYTES
         if self.app.delivery.columns:
             consumer._value_deserializer = COLUMNS
         # Range gives one member the same partition numbers of all topics, whose keys often agree.
