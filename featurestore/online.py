@@ -13,13 +13,11 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as errors
-from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from featurestore import resp
 from featurestore.errors import ConfigError, OnceflowError, StateError, UnavailableError
 from featurestore.keys import key_prefix, position_key
+from featurestore.redis_nodes import Node, Routed, nodes_of
 from featurestore.stores import (
     DROPPING,
     FORMAT,
@@ -39,8 +37,7 @@ __all__ = ["FORMAT", "Commit", "OnlineStore", "Position", "RedisStore", "Request
 
 _log = logging.getLogger(__name__)
 
-_CONNECTIONS = 64
-_TIMEOUT = 10.0
+_MOVES = 3  # slots may move again while they are looked for
 _FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0
 _PAGE = 1000
 
@@ -105,7 +102,12 @@ return blobs
 
 
 def connect(url: str, patience: float | None = 5.0) -> RedisStore:
-    """Return a store at `redis://HOST:PORT/DB`, `rediss://...` (TLS) or `unix://PATH`; it connects when first used."""
+    """Return a store at an address; it connects when first used.
+
+    `redis://USER:PASSWORD@HOST:PORT/DB`, `rediss://...` (TLS), `unix://PATH`; `redis+cluster://HOST:PORT,HOST:PORT`
+    names nodes of a cluster, `redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB` sentinels and the master that they watch.
+    Options of TLS go behind it, as redis-py has them: `?ssl_ca_certs=PATH`.
+    """
     return RedisStore(url, patience)
 
 
@@ -118,33 +120,21 @@ class RedisStore:
     """
 
     def __init__(self, url: str, patience: float | None = 5.0) -> None:
-        try:
-            self._pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=_CONNECTIONS,
-                socket_timeout=_TIMEOUT,
-                socket_connect_timeout=_TIMEOUT,
-                protocol=2,
-                # Retries are made here, where it is known that every command may safely be repeated.
-                retry=Retry(NoBackoff(), 0),
-            )
-        except ValueError:
-            # The reason would quote the address, which may hold a password.
-            raise ConfigError("not a Redis address: write redis://HOST:PORT/DB, rediss://... or unix://PATH") from None
-        where = self._pool.connection_kwargs
-        self.address: str = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+        self._nodes = nodes_of(url)
+        self.address = self._nodes.address
         self._patience = patience
         self._waiting = False
 
     async def claim(self, view_key: str, topic: str, partition: int, owner: str) -> Position | None:
         """Make `owner` the only one that may commit and return the stored position (see `OnlineStore`)."""
-        [reply] = await self._run([_CLAIM.call([position_key(topic, partition, view_key)], owner, FORMAT)])
+        key = position_key(topic, partition, view_key)
+        [reply] = await self._run([Routed(key, _CLAIM.call([key], owner, FORMAT))])
         if reply[0] != b"OK":
             raise wrong_format(view_key, topic, partition, reply[1].decode())
         return _position(*reply[1:])
 
     async def commit(self, commits: Sequence[Commit]) -> None:
-        """Store every commit, each by one script, all in one round trip (see `OnlineStore`)."""
+        """Store every commit, each by one script, in one round trip a node (see `OnlineStore`)."""
         check_commits(commits)
         replies = await self._run([_commit_command(commit) for commit in commits])
         refused = [
@@ -163,7 +153,7 @@ class RedisStore:
         return answer
 
     async def read_many(self, requests: Sequence[Request]) -> list[list[list[bytes | None]]]:
-        """Read many views in one round trip, one script a slot: `[request][entity][partition]` (see `OnlineStore`)."""
+        """Read many views, one script a slot, in one round trip a node: `[request][entity][partition]`."""
         slots: dict[tuple[str, int], list[resp.Group]] = {}
         begins: list[list[int]] = []
         for request in requests:
@@ -173,7 +163,9 @@ class RedisStore:
                 keys = slots.setdefault((request.topic, partition), [])
                 begins[-1].append(sum(count for count, _ in keys))
                 keys.append(resp.strings(request.entities, prefix))
-        replies = await self._run([_READ.call_of(keys) for keys in slots.values()]) if slots else []
+        places = [position_key(*slot, requests[0].view_key) for slot in slots]
+        commands = [Routed(key, _READ.call_of(keys)) for key, keys in zip(places, slots.values(), strict=True)]
+        replies = await self._run(commands) if slots else []
         blobs = dict(zip(slots, replies, strict=True))
         return [_rows(request, begin, blobs) for request, begin in zip(requests, begins, strict=True)]
 
@@ -181,7 +173,7 @@ class RedisStore:
         """Yield every encoded entity once, with its state; walks the whole database (see `OnlineStore`)."""
         prefix = key_prefix(topic, partition, view_key)
         async for keys in self._state_keys(view_key, topic, partition):
-            [blobs] = await self._run([_READ.call(keys)])
+            [blobs] = await self._run([Routed(prefix, _READ.call(keys))])
             for key, blob in zip(keys, blobs, strict=True):
                 if blob is not None:
                     yield key[len(prefix) :], blob
@@ -189,9 +181,8 @@ class RedisStore:
     async def positions(self, view_key: str, topic: str, partitions: int) -> list[Position | None]:
         """Read the position on every partition, in one round trip (see `OnlineStore`)."""
         keys = [position_key(topic, partition, view_key) for partition in range(partitions)]
-        replies = (
-            await self._run([resp.command("HMGET", key, "format", "next", "clock") for key in keys]) if keys else []
-        )
+        commands = [Routed(key, resp.command("HMGET", key, "format", "next", "clock")) for key in keys]
+        replies = await self._run(commands) if keys else []
         for partition, (written, upto, _) in enumerate(replies):
             if written != b"%d" % FORMAT and (written is not None or upto is not None):
                 raise wrong_format(view_key, topic, partition, (written or b"").decode())
@@ -200,18 +191,18 @@ class RedisStore:
     async def drop(self, view_key: str, topic: str, partition: int) -> None:
         """Delete every state and the position (see `OnlineStore`)."""
         position = position_key(topic, partition, view_key)
-        await self._run([resp.command("HSET", position, "format", DROPPING, "owner", "")])
+        await self._run([Routed(position, resp.command("HSET", position, "format", DROPPING, "owner", ""))])
         async for keys in self._state_keys(view_key, topic, partition):
-            await self._run([resp.command("UNLINK", *keys)])
-        await self._run([resp.command("UNLINK", position)])
+            await self._run([Routed(position, resp.command("UNLINK", *keys))])
+        await self._run([Routed(position, resp.command("UNLINK", position))])
 
     async def ping(self) -> None:
         """Return when Redis answers."""
-        await self._run([resp.command("PING")])
+        await self._run([Routed(b"", resp.command("PING"))])
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._pool.disconnect()
+        await self._nodes.close()
 
     async def _state_keys(self, view_key: str, topic: str, partition: int) -> AsyncIterator[list[bytes]]:
         prefix, position = key_prefix(topic, partition, view_key), position_key(topic, partition, view_key)
@@ -219,7 +210,8 @@ class RedisStore:
         seen = {position}
         cursor = b"0"
         while True:
-            [(cursor, keys)] = await self._run([resp.command("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _PAGE)])
+            scan = resp.command("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _PAGE)
+            [(cursor, keys)] = await self._run([Routed(prefix, scan)])
             fresh = list(dict.fromkeys(key for key in keys if key not in seen))
             seen.update(fresh)
             if fresh:
@@ -227,48 +219,65 @@ class RedisStore:
             if cursor == b"0":
                 return
 
-    async def _run(self, commands: Sequence[bytes]) -> list[Any]:
-        """Send commands in one round trip and return their replies, with patience. Each must be safe to repeat."""
-        # Packed here: redis-py's own pipeline costs more than the server's part for large scripts.
-        payload = b"".join(commands)
+    async def _run(self, commands: Sequence[Routed]) -> list[Any]:
+        """Send commands in one round trip a node; their replies, with patience. Each must be safe to repeat."""
         clock = asyncio.get_running_loop().time
         deadline = None if self._patience is None else clock() + self._patience
         wait = _FIRST_WAIT
         while True:
             try:
-                replies = await self._attempt(payload, len(commands))
+                replies = await self._attempt(commands)
             except UnavailableError as error:
                 if deadline is not None and clock() + wait > deadline:
                     raise
                 self._say_once(error)
-                await self._pool.disconnect(inuse_connections=False)  # the address may lead elsewhere after a failover
+                await self._nodes.look_again()
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
             else:
                 self._say_recovered()
                 return replies
 
-    async def _attempt(self, payload: bytes, count: int) -> list[Any]:
+    async def _attempt(self, commands: Sequence[Routed]) -> list[Any]:
         try:
-            replies = await self._exchange(payload, count)
-            if any(isinstance(reply, errors.NoScriptError) for reply in replies):
-                _raise_first(await self._exchange(_LOAD_SCRIPTS, len(_SCRIPTS)), self.address)
-                replies = await self._exchange(payload, count)
+            replies = await self._answers(commands)
+            for _ in range(_MOVES):
+                if not any(isinstance(reply, errors.MovedError) for reply in replies):
+                    break
+                await self._nodes.look_again()
+                replies = await self._answers(commands)
         except (*_FORBIDDEN, errors.InvalidResponse) as error:
             raise _fault(error, self.address) from error
+        except errors.ClusterDownError as error:
+            raise UnavailableError(f"Redis at {self.address} cannot serve: {error}") from error
         except (errors.ConnectionError, errors.TimeoutError, OSError) as error:
             reason = str(error).rstrip(".") or type(error).__name__
             raise UnavailableError(f"cannot reach Redis at {self.address}: {reason}") from error
         _raise_first(replies, self.address)
         return replies
 
-    async def _exchange(self, payload: bytes, count: int) -> list[Any]:
-        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-        try:
-            await connection.send_packed_command([payload])
-            return [await _reply(connection) for _ in range(count)]
-        finally:
-            await self._pool.release(connection)
+    async def _answers(self, commands: Sequence[Routed]) -> list[Any]:
+        """The replies of all nodes, in the order of the commands."""
+        places: dict[Node, list[int]] = {}
+        for i, node in enumerate(await self._nodes.places([command.key for command in commands])):
+            places.setdefault(node, []).append(i)
+        shares = [self._exchange(node, [commands[i].packed for i in rows]) for node, rows in places.items()]
+        replies: list[Any] = [None] * len(commands)
+        for rows, found in zip(places.values(), await asyncio.gather(*shares), strict=True):
+            for i, reply in zip(rows, found, strict=True):
+                moving = isinstance(reply, errors.AskError)
+                replies[i] = await self._nodes.asked(reply, commands[i].packed) if moving else reply
+        return replies
+
+    @staticmethod
+    async def _exchange(node: Node, packed: Sequence[bytes]) -> list[Any]:
+        """A node's replies; it is told the scripts where it does not know them."""
+        payload = b"".join(packed)
+        replies = await node.exchange(payload, len(packed))
+        if any(isinstance(reply, errors.NoScriptError) for reply in replies):
+            await node.exchange(_LOAD_SCRIPTS, len(_SCRIPTS))
+            replies = await node.exchange(payload, len(packed))
+        return replies
 
     def _say_once(self, error: UnavailableError) -> None:
         if not self._waiting:
@@ -283,13 +292,6 @@ class RedisStore:
 
 _SCRIPTS = (_CLAIM, _COMMIT, _READ)
 _LOAD_SCRIPTS = b"".join(resp.command("SCRIPT", "LOAD", script.source) for script in _SCRIPTS)
-
-
-async def _reply(connection: Any) -> Any:  # noqa: ANN401 - a reply of Redis; an error is a value, as others follow it
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except errors.ResponseError as error:
-        return error
 
 
 def _raise_first(replies: Sequence[Any], address: str) -> None:
@@ -316,15 +318,16 @@ def _position(upto: bytes | None, clock: bytes | None) -> Position | None:
     return None if upto is None else Position(int(upto), int(clock or 0))
 
 
-def _commit_command(commit: Commit) -> bytes:
+def _commit_command(commit: Commit) -> Routed:
     prefix = key_prefix(commit.topic, commit.partition, commit.view_key)
     start = "" if commit.first else commit.start
     ttl = "" if commit.ttl is None else commit.ttl
-    return _COMMIT.call_of(
+    call = _COMMIT.call_of(
         [resp.loose(prefix + b"next"), resp.strings(commit.entities, prefix)],
         resp.loose(commit.owner, start, commit.next, commit.clock, FORMAT, ttl),
         resp.strings(commit.blobs),
     )
+    return Routed(prefix, call)
 
 
 def _rows(

@@ -21,7 +21,9 @@ _TEST_PREFIX = PREFIX + "TEST_"  # tells the project's own tests where their ser
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Addresses = Annotated[str, Field(pattern=r"^[^\s,/]+:\d+(,[^\s,/]+:\d+)*$", description="host:port, commas between")]
-RedisUrl = Annotated[str, Field(pattern=r"^(rediss?|unix)://\S+$", description="redis://host:port/0")]
+RedisUrl = Annotated[
+    str, Field(pattern=r"^(rediss?(\+(cluster|sentinel))?|unix)://\S+$", description="redis://host:port/0")
+]
 Group = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$", description="letters, digits, '.', '_' and '-'")]
 
 

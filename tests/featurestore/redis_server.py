@@ -32,8 +32,8 @@ def binary(which):
 class RedisServer:
     """One server and its folder; `start` after `kill` finds what the log on disk holds."""
 
-    def __init__(self, which, directory, *options):
-        self.port = _free_port()
+    def __init__(self, which, directory, *options, highest=65_535):
+        self.port = _free_port(highest)
         self.directory = directory
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [binary(which), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory)]
@@ -135,7 +135,9 @@ class CuttingProxy:
                 await sink.drain()
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _free_port(highest):
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            if (port := probe.getsockname()[1]) <= highest:
+                return port

@@ -15,6 +15,7 @@ from featurestore.errors import DataError, FencedError, FormatError, GapError, S
 from featurestore.keys import encode_entity, key_prefix, position_key
 from featurestore.memory import MemoryStore
 from featurestore.online import FORMAT, Commit, Position, RedisStore, Request
+from tests.featurestore.redis_cluster import RedisCluster
 from tests.featurestore.redis_server import SERVERS, RedisServer
 
 HOSTILE = [encode_entity((text,)) for text in ["\x00", "{}", ":next", "a\nb", "é😀", "next", ""]]
@@ -58,13 +59,15 @@ def servers(tmp_path_factory):
 
         def server(which):
             if which not in running:
-                running[which] = stack.enter_context(RedisServer(which, tmp_path_factory.mktemp(which)))
+                kind = RedisCluster if which == "cluster" else RedisServer
+                options = "bundled" if which == "cluster" else which
+                running[which] = stack.enter_context(kind(options, tmp_path_factory.mktemp(which)))
             return running[which]
 
         yield server
 
 
-@pytest.fixture(params=["memory", *SERVERS])
+@pytest.fixture(params=["memory", *SERVERS, "cluster"])
 def rig(request, servers):
     return MemoryRig() if request.param == "memory" else RedisRig(servers(request.param))
 

@@ -26,6 +26,7 @@ from featurestore import (
 from featurestore.keys import state_key
 from featurestore.memory import MemoryStore
 from featurestore.online import connect
+from featurestore.redis_nodes import Routed
 from featurestore.stores import Commit
 from featurestore.texts import code_of
 from learner import Label, Service
@@ -358,14 +359,16 @@ def test_a_foreign_value_in_redis_is_an_error_and_not_a_number(fault, redis_url)
         async with closing(connect(redis_url, 0)) as store:
             await put(store, folded(Cards))
             if fault == "type":
-                await store._run([resp.command("LPUSH", state_key("events", 1, Cards.key, b"sz"), "x")])
+                key = state_key("events", 1, Cards.key, b"sz")
+                await store._run([Routed(key, resp.command("LPUSH", key, "x"))])
             else:
                 await store.commit([Commit(Cards.key, "events", 0, "me", 9, 10, NOW, [b"sz"], [b"\0" * 64])])
             application = application_of(store)
             bodies = [json.dumps({"features": FIVE, "entities": {"k": [k]}}).encode() for k in "za"]
             replies = [await application.answer("POST", "/get-online-features", body) for body in bodies]
             for partition in range(3):
-                await store._run([resp.command("DEL", state_key("events", 1, Cards.key, b"sz"))])
+                key = state_key("events", 1, Cards.key, b"sz")
+                await store._run([Routed(key, resp.command("DEL", key))])
                 await store.drop(Cards.key, "events", partition)
             return replies
 
