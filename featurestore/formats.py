@@ -10,39 +10,46 @@ from __future__ import annotations
 import csv
 import re
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from featurestore.arrow import decode_arrow
+from featurestore.confluent import Loads, loads_by
 from featurestore.decoding import MAX_BYTES, Decoded, Reject, beyond_limits, decode_each, decode_json, event_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from featurestore.sources import Source
 
-    Loads = Callable[[bytes], Any]
 
+_NONE: Mapping[int, Loads] = MappingProxyType({})
 _INT = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
-def decode(source: Source, values: Sequence[bytes | None]) -> Decoded:
-    """Decode the records of a source; nothing in `values` raises (see `decoding.decode_json`)."""
+def decode(source: Source, values: Sequence[bytes | None], schemas: Mapping[int, Loads] = _NONE) -> Decoded:
+    """Decode the records of a source; nothing in `values` raises (see `decoding.decode_json`).
+
+    `schemas` has what reads the records' content where they name schemas (see `confluent.ids_of`).
+    """
     if source.format == "arrow":
         return decode_arrow(source, values)
     if source.format == "json" and not source.fields:
         return decode_json(source.schema, source.required, source.event_time, values)
-    return _by_record(source, values, _loader(source))
+    return _by_record(source, values, _loader(source, schemas))
 
 
-def _loader(source: Source) -> Loads:
+def _loader(source: Source, schemas: Mapping[int, Loads]) -> Loads:
     """What makes a flat object of a record, by column."""
     if source.format == "csv":
         return partial(_line, tuple(source.schema.items()))
     loads: Loads = msgspec.json.decode if source.format == "json" else msgspec.msgpack.decode
+    if source.registered:
+        loads = loads_by(schemas)
     paths = [(name, [path.split(".") for path in ways]) for name, ways in source.paths.items()]
     return lambda value: _flat(paths, loads(value))
 

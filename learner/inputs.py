@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from featurestore.align import Aligner, Chunk, Partition
+from featurestore.confluent import Schemas, ids_of
 from featurestore.errors import DataError, GapError
 from featurestore.formats import decode
 from featurestore.frames import event_frame
@@ -33,6 +34,7 @@ class Options:
     `max_wait`: how long (seconds) a live learner waits for a partition that has come to its end. A step takes about
     `chunk` rows, fewer where the model is slow; `buffer` is how many of one partition may wait.
     A snapshot is due after `every` seconds or `events` rows; a model is published at most every `publish` seconds.
+    `schemas` are those that records of labels may name.
     """
 
     replay: bool = False
@@ -43,6 +45,7 @@ class Options:
     every: float = 5.0
     events: int = 200_000
     publish: float = 5.0
+    schemas: Schemas | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,8 @@ class Inputs:
     def _labelled(self, records: Records, offsets: np.ndarray, wall: int | None) -> pl.DataFrame:
         """The good events: the worker quarantines the others. From the future is what the worker takes for it."""
         source, timestamps = self._service.label.source, np.array(records.timestamps, np.int64)
-        decoded = decode(source, records.values)
+        schemas = self._options.schemas if source.registered else None
+        decoded = decode(source, records.values, schemas.loaders(ids_of(records.values)) if schemas else {})
         present = timestamps[decoded.rows] if wall is None else np.int64(wall)
         good = decoded.frame[source.event_time].to_numpy() <= present + source.max_lead_ms
         self.skipped.update((source.name, reject.error) for reject in decoded.rejects)

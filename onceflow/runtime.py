@@ -10,7 +10,10 @@ import time
 from collections.abc import Mapping
 
 from featurestore import UnavailableError, View
+from featurestore.confluent import Schemas
+from featurestore.errors import ConfigError
 from featurestore.online import connect
+from featurestore.schema_registry import SchemaRegistry
 from learner.store import ModelStore
 from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
@@ -92,6 +95,17 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
     return Mirror(settings.data, feeds), list(feeds)
 
 
+def schemas_of(definitions: Definitions, settings: Settings) -> Schemas | None:
+    """The schema registry, where a source needs one; ConfigError when it is not set then."""
+    if settings.schema_registry:
+        return SchemaRegistry(settings.schema_registry)
+    sources = [view.source for view in views_of(definitions)]
+    sources += [source for service in definitions.services.values() for source in (service.on, service.label.source)]
+    if named := next((source.name for source in sources if source.registered), None):
+        raise ConfigError(f"source {named!r} needs a schema registry: set schema_registry to its address")
+    return None
+
+
 def build_worker(
     definitions: Definitions, settings: Settings, publisher: Publisher | None = None, *, until_end: bool = False
 ) -> Worker:
@@ -110,6 +124,7 @@ def build_worker(
         memory=settings.memory_mb << 20,
     )
     return Worker(
+        schemas=schemas_of(definitions, settings),
         views=views_of(definitions),
         processors=processors_of(definitions, settings),
         partitions=partitions,

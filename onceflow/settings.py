@@ -35,6 +35,8 @@ class Settings(BaseModel):
     kafka: Addresses = "127.0.0.1:9092"
     """Bootstrap servers."""
     redis: RedisUrl = "redis://127.0.0.1:6379/0"
+    schema_registry: Annotated[str, Field(pattern=r"^(https?://\S+)?$", description="http://host:port")] = ""
+    """Where the schemas of Avro and JSON Schema records are; user and password may stand in it."""
     data: Path = Path(".onceflow")
     """The directory of archive, mirror, models and snapshots; taken from the project's directory."""
     group: Group = "onceflow"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.confluent import Loads
 from featurestore.decoding import Reject
 from featurestore.formats import decode
 from featurestore.frames import event_frame, with_derived
@@ -20,6 +22,7 @@ from streams.messages import Message, Record, rejected
 from streams.transport import Batch
 
 _MAX_DETAIL = 200
+_NO_SCHEMAS: Mapping[int, Loads] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,22 @@ class Refused(NamedTuple):
     message: Message
 
 
-def ingested(source: Source, batch: Batch, now: int | None, entities: Sequence[str] = ()) -> Ingested:
+def ingested(
+    source: Source,
+    batch: Batch,
+    now: int | None,
+    entities: Sequence[str] = (),
+    schemas: Mapping[int, Loads] = _NO_SCHEMAS,
+) -> Ingested:
     """Decode a batch of `source`. `entities` are text columns that become keys, and may be only so long.
+
+    `schemas` are those that its records name (see `formats.decode`).
 
     An event later than `now` plus the source's lead is refused as from the future. Without `now` (in a replay) the
     record's own Kafka timestamp stands for it: a year of history has silent hours, so that the newest event seen so
     far says nothing about how far ahead the next one may honestly be.
     """
-    decoded = decode(source, batch.values)
+    decoded = decode(source, batch.values, schemas)
     places = np.zeros(len(decoded.rows), np.int64) if decoded.places is None else decoded.places
     refused = list(decoded.rejects)
     columns, rows = decoded.frame, np.column_stack([decoded.rows, places])

@@ -12,6 +12,7 @@ Turns overlap by one: while the outcome of one is stored, the next is computed, 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,8 +24,9 @@ import numpy as np
 import polars as pl
 
 from featurestore.align import Aligner, Chunk, Partition
+from featurestore.confluent import Loads, Schemas, ids_of
 from featurestore.definitions import View
-from featurestore.errors import FencedError, GapError
+from featurestore.errors import FencedError, GapError, UnavailableError
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
@@ -41,6 +43,10 @@ if TYPE_CHECKING:
     from streams.app import App
 
 
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+"""Seconds until a schema registry that is away is asked again."""
 FLUSH_SECONDS = 5.0
 """How long what has come may be missing from the files of a live worker."""
 
@@ -100,6 +106,7 @@ class Worker:
     options: Options
     owner: str
     now: Callable[[], int]
+    schemas: Schemas | None = None
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
@@ -184,12 +191,26 @@ class Worker:
     async def receive(self, batch: Batch) -> None:
         """Take a batch from Kafka."""
         if batch.topic in self.sources:
-            self._take(batch)
+            self._take(batch, await self._schemas(batch))
         elif self.mirror is not None:
             await self.mirror.take(batch)
         self._wake.set()
 
-    def _take(self, batch: Batch) -> None:
+    async def _schemas(self, batch: Batch) -> Mapping[int, Loads]:
+        """What reads the records of a batch that name schemas; waits while the registry is away."""
+        if self.schemas is None or not self.sources[batch.topic].registered:
+            return {}
+        ids, told = ids_of(batch.values), False
+        while True:
+            try:
+                return await asyncio.to_thread(self.schemas.loaders, ids)
+            except UnavailableError as error:
+                if not told:
+                    log.warning("%s; retrying", error)
+                    told = True
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _take(self, batch: Batch, schemas: Mapping[int, Loads]) -> None:
         partition = (batch.topic, batch.partition)
         log, source = self._logs.get(partition), self.sources[batch.topic]
         if log is None or log.expected is None or batch.next <= log.expected:
@@ -199,7 +220,7 @@ class Worker:
                 f"{batch.topic}[{batch.partition}]: expected offset {log.expected}, Kafka gave {batch.start}"
             )
         with self._work.timed("decode"):
-            got = ingested(source, batch, None if self.options.replay else self.now(), self._keys[batch.topic])
+            got = ingested(source, batch, None if self.options.replay else self.now(), self._keys[batch.topic], schemas)
         log.expected, log.heard = batch.next, time.monotonic()
         start, end = batch.start << source.row_bits, batch.next << source.row_bits
         self._push(partition, got, start, end)

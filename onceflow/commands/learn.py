@@ -17,6 +17,7 @@ from learner.live import run as learn
 from learner.store import ModelStore
 from onceflow.metrics import LearnerCollector, serve_metrics
 from onceflow.modules import load as load_module
+from onceflow.runtime import schemas_of
 from onceflow.settings import load as load_settings
 
 
@@ -26,10 +27,12 @@ def run(*, module: str, mode: str | None = None) -> None:
     ConfigError: the module has no service, or another learner runs. FormatError: a snapshot cannot be used.
     """
     settings = load_settings(Path.cwd(), os.environ, mode=mode)
-    services = load_module(module).services.values()
+    definitions = load_module(module)
+    services = definitions.services.values()
     if not services:
         raise ConfigError(f"module {module!r} has no service to learn for: define a learner.Service")
-    options = Options(replay=settings.mode == "replay", max_wait=settings.max_wait_ms / 1000)
+    replay, schemas = settings.mode == "replay", schemas_of(definitions, settings)
+    options = Options(replay=replay, max_wait=settings.max_wait_ms / 1000, schemas=schemas)
     folder, store = settings.data / "snapshots", ModelStore(settings.data / "models")
     with alone(folder):
         learners = [LiveLearner(service, folder, store, options) for service in services]

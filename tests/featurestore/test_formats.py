@@ -215,7 +215,9 @@ def test_damaged_arrow_is_refused_or_read_and_never_crashes(noise, at):
 
 
 def test_definitions_of_formats_and_fields_are_checked():
-    with pytest.raises(DefinitionError, match="format must be one of json, msgpack, csv, arrow, not 'xml'"):
+    with pytest.raises(
+        DefinitionError, match="format must be one of json, msgpack, csv, arrow, avro, json_schema, not 'xml'"
+    ):
         source("xml")
     with pytest.raises(DefinitionError, match="there is no column 'y'"):
         source("json", fields={"y": "a.b"})

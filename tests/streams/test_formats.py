@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import random
 import secrets
+import threading
 from types import SimpleNamespace
 
+import fastavro
 import msgspec
 import pyarrow as pa
 import pytest
@@ -14,12 +18,14 @@ from confluent_kafka import Producer
 
 from batch.verify import verify
 from featurestore import Count, Entity, Last, Max, Source, Std, Sum, view
+from featurestore.errors import ConfigError
 from featurestore.keys import key_prefix
 from featurestore.online import connect
 from featurestore.sources import ROW_BITS
 from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
 from onceflow.runtime import build_worker, run_worker
+from tests import schema_registry
 from tests.streams.working import messages, settings_of, stored, table, work
 
 START, PARTITIONS, EVENTS = 1_700_000_000_000, 2, 1_200
@@ -124,6 +130,39 @@ def test_a_topic_of_any_format_gives_the_states_and_features_of_the_same_events_
     assert outcomes[0].states == outcomes[1].states
     assert repr(outcomes[0].rows.rows()) == repr(outcomes[1].rows.rows())
     assert len(outcomes[0].rows) == EVENTS
+
+
+def test_avro_waits_for_a_registry_that_is_away_and_quarantines_what_no_schema_tells(embedded_pair, tmp_path):
+    tag = secrets.token_hex(4)
+    definitions, events = definitions_of(tag, "avro"), [event for _, event in history()][:200]
+    [topic] = definitions.sources
+    fields = [{"name": "user", "type": "string"}, {"name": "ms", "type": "double"}]
+    fields += [
+        {"name": "n", "type": "int"},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+    ]
+    schema = {"type": "record", "name": "Click", "fields": fields}
+    ensure_topics(embedded_pair.kafka, {topic: PARTITIONS})
+    producer = Producer({"bootstrap.servers": embedded_pair.kafka, "enable.idempotence": True})
+    for event in events:
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, fastavro.parse_schema(schema), event)
+        producer.produce(topic, b"\0\0\0\0\1" + out.getvalue(), partition=0, timestamp=event["at"] + 9_000)
+    producer.produce(topic, b"\0\0\0\0\2rest", partition=0, timestamp=START)
+    assert producer.flush(20) == 0
+    with schema_registry.running({1: ("AVRO", json.dumps(schema))}) as registry:
+        registry.away = True
+        settings = settings_of(embedded_pair, tag, tmp_path, schema_registry=registry.url)
+        back = threading.Timer(0.5, lambda: setattr(registry, "away", False))
+        back.start()
+        worker = work(definitions, settings)
+        back.join()
+    assert worker.stats.events == 200
+    assert worker.stats.rejected == {"malformed": 1}
+    [refused] = messages(embedded_pair.kafka, f"{topic}.dlq")
+    assert refused.headers["detail"] == b"the schema registry has no usable schema 2"
+    with pytest.raises(ConfigError, match="needs a schema registry: set schema_registry"):
+        build_worker(definitions, settings_of(embedded_pair, tag, tmp_path), until_end=True)
 
 
 def test_a_worker_stopped_within_a_record_of_arrow_goes_on_after_the_last_row_that_it_stored(embedded_pair, tmp_path):

@@ -1,0 +1,100 @@
+"""Records in the wire format of Confluent's schema registry: a zero, four bytes that name a schema, and the content.
+
+Avro is read with the schema that it was written with. What readers want is the source's schema: fields that were added
+are ignored, those that are gone are null, and those that were renamed are found by `Source(fields=...)`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+Loads = Callable[[bytes], Any]
+
+HEAD = 5
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local timestamps of Avro have no zone
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class Schemas(Protocol):
+    """Where schemas are known."""
+
+    def loaders(self, ids: Collection[int]) -> Mapping[int, Loads]:
+        """What reads the content of records, by schema; those that nobody knows are left out.
+
+        Raises UnavailableError when they cannot be asked for.
+        """
+
+
+class SchemaError(msgspec.DecodeError):
+    """A record whose content cannot be told from its schema."""
+
+
+def ids_of(values: Iterable[bytes | None]) -> set[int]:
+    """The schemas that records name."""
+    heads = {value[:HEAD] for value in values if value is not None}
+    return {int.from_bytes(head[1:], "big") for head in heads if len(head) == HEAD and head[0] == 0}
+
+
+def loads_by(loaders: Mapping[int, Loads]) -> Loads:
+    """What reads records of the wire format, given what reads their content."""
+
+    def loads(value: bytes) -> Any:  # noqa: ANN401
+        if len(value) < HEAD or value[0] != 0:
+            raise SchemaError("it does not begin as records of the schema registry do: with a zero and an id")
+        number = int.from_bytes(value[1:HEAD], "big")
+        if number not in loaders:
+            raise SchemaError(f"the schema registry has no usable schema {number}")
+        return loaders[number](value[HEAD:])
+
+    return loads
+
+
+def loader_of(kind: str, text: str) -> Loads:
+    """What reads content by a schema: "AVRO" or "JSON", and its text. ValueError: it cannot be used."""
+    if kind == "JSON":
+        return msgspec.json.decode
+    if kind != "AVRO":
+        raise ValueError(f"schemas of type {kind} are not supported; AVRO and JSON are")
+    import fastavro  # noqa: PLC0415 - most have no use for it
+    from fastavro.schema import SchemaParseException, UnknownType  # noqa: PLC0415
+
+    try:
+        schema = fastavro.parse_schema(json.loads(text))
+    except (SchemaParseException, UnknownType, json.JSONDecodeError) as error:
+        raise ValueError(f"it is no Avro schema: {error}") from error
+
+    def loads(content: bytes) -> Any:  # noqa: ANN401
+        stream = io.BytesIO(content)
+        try:
+            found = fastavro.schemaless_reader(stream, schema, None)
+        except (EOFError, IndexError, ValueError, KeyError, OverflowError, TypeError, StopIteration) as error:
+            raise SchemaError(f"it is not as its schema says: {error or type(error).__name__}") from error
+        if stream.tell() != len(content):
+            raise SchemaError("it is longer than its schema says")
+        return plain(found)
+
+    return loads
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - one type after another
+    """What Avro's logical types stand for: times as milliseconds since the epoch, decimals as floats."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, datetime):
+        return (value.replace(tzinfo=None) - _EPOCH) // _MILLISECOND
+    if isinstance(value, date):
+        return (datetime(value.year, value.month, value.day) - _EPOCH) // _MILLISECOND  # noqa: DTZ001
+    if isinstance(value, Decimal):
+        return float(value)
+    return str(value) if isinstance(value, UUID) else value
