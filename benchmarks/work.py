@@ -1,0 +1,80 @@
+"""Work W, on which streaming systems are compared: card payments as JSON events of some 110 bytes.
+
+100,000 cards drawn by Zipf's law with exponent 1.2; event time rises by 10 ms an event; amounts in cents, as prices
+are. Variants make one thing harder each. Seeded, so that two runs get the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+TOPIC = "payments"
+KEY = "card_id"
+PARTITIONS = 4
+CARDS = 100_000
+STEP_MS = 10
+START = 1_700_000_000_000
+COUNTRIES = ("DE", "FR", "US", "JP", "BR", "IN", "NG", "SE")
+SLICE = 250_000
+
+Ints = npt.NDArray[np.int64]
+VARIANTS = {
+    "cents": "amounts in cents",
+    "digits": "amounts of 17 digits",
+    "texts": "merchants with quotes, backslashes and letters beyond ASCII",
+    "hot": "90 % of events of one card",
+}
+
+
+def zipf(rng: np.random.Generator, count: int, keys: int) -> Ints:
+    """Numbers below `keys`, drawn by Zipf's law with exponent 1.2."""
+    found = np.zeros(0, np.int64)
+    while len(found) < count:
+        drawn = rng.zipf(1.2, 2 * count)
+        found = np.concatenate([found, drawn[drawn <= keys] - 1])
+    return found[:count]
+
+
+def frame(rng: np.random.Generator, at: Ints, variant: str = "cents", cards: int = CARDS) -> pl.DataFrame:
+    """The events at the given times (ms)."""
+    count = len(at)
+    card = zipf(rng, count, cards)
+    if variant == "hot":
+        card[rng.random(count) < 0.9] = 0
+    amount = rng.lognormal(3, 1, count)
+    number = pl.Series("merchant", rng.integers(0, 10_000, count))
+    template = 'shop "Café\\Größe" {} 東京' if variant == "texts" else "merchant-{}"
+    country = np.array(COUNTRIES)[rng.integers(0, len(COUNTRIES), count)]
+    columns = {"card": card, "amount": amount if variant == "digits" else amount.round(2), "number": number}
+    return pl.DataFrame({**columns, "country": country, "ts": at}).select(
+        pl.format("card-{}", pl.col("card").cast(pl.String).str.zfill(10)).alias(KEY),
+        "amount",
+        pl.format(template, pl.col("number").cast(pl.String).str.zfill(5)).alias("merchant"),
+        "country",
+        "ts",
+    )
+
+
+def frames(count: int, variant: str = "cents", seed: int = 1) -> Iterator[pl.DataFrame]:
+    """`count` events of history, in slices."""
+    rng = np.random.default_rng(seed)
+    for first in range(0, count, SLICE):
+        numbers = np.arange(first, min(first + SLICE, count), dtype=np.int64)
+        yield frame(rng, START + STEP_MS * numbers, variant)
+
+
+def live(rate: float, seconds: float, ended: Callable[[], bool], seed: int = 1) -> Iterator[pl.DataFrame]:
+    """Events of now, `rate` a second, a slice each 50 ms, until the time is over or `ended` says so."""
+    rng = np.random.default_rng(seed)
+    begun, sent = time.time(), 0
+    while (elapsed := time.time() - begun) < seconds and not ended():
+        due = int(rate * elapsed)
+        if due > sent:
+            yield frame(rng, np.full(due - sent, int(time.time() * 1000)))
+            sent = due
+        time.sleep(0.05)
