@@ -20,7 +20,8 @@ import psutil
 from confluent_kafka import Producer
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.rig import Rig, described, rig
+from benchmarks import peers
+from benchmarks.rig import Rig, described, on, rig
 from benchmarks.work import KEY, PARTITIONS, TOPIC, VARIANTS, frames, live
 from featurestore.errors import UnavailableError
 from onceflow.children import free_port
@@ -206,8 +207,29 @@ def tell_rates(variant: str, results: list[dict[str, Any]]) -> float:
     return wall
 
 
+def tell_peers(rate: float) -> None:
+    """Run each peer on its part of work W, and print what the worker's rate is of its own."""
+    with rig() as place:
+        fill(place, max(peers.EVENTS.values()))
+        for name, events in peers.EVENTS.items():
+            with on(*place.cores[-1:]):
+                found = peers.measured(name, place.kafka, events)
+            if isinstance(found, str):
+                print(f"  {name}: not measured: {found}")
+                continue
+            print(f"{name} ({', '.join(found['requirements'])}), hopping windows, {found['events']:,} events")
+            say("events/s", found["events_per_s"])
+            say("rate of onceflow, of this", rate / found["events_per_s"])
+
+
 def main(
-    events: int = EVENTS, runs: int = RUNS, probes: int = PROBES, calm_seconds: float = CALM_SECONDS, long: int = 0
+    events: int = EVENTS,
+    runs: int = RUNS,
+    probes: int = PROBES,
+    calm_seconds: float = CALM_SECONDS,
+    long: int = 0,
+    *,
+    beside_peers: bool = False,
 ) -> None:
     """Measure all of it; `long` is how many events to watch the worker's memory over."""
     print(f"stream: work W on {described()}; medians of {runs} runs")
@@ -229,3 +251,5 @@ def main(
         with rig() as place:
             for done, used in memory(place, long):
                 say(f"memory after {done:,} events", used, "MB")
+    if beside_peers:
+        tell_peers(plain)

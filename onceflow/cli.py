@@ -213,6 +213,7 @@ def bench(
     ] = None,
     events: Annotated[int | None, typer.Option(min=1, help="Events of each topic of stream; else two million.")] = None,
     long: Annotated[int | None, typer.Option(min=1, help="Watch a worker's memory over so many events.")] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Measure other systems on the same events.")] = False,
 ) -> None:
     """Measure this machine against what one would use instead."""
-    _run("bench", names=names or [], events=events, long=long)
+    _run("bench", names=names or [], events=events, long=long, peers=peers)
