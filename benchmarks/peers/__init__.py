@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 #: Peers, and how many events each is given by `onceflow bench stream --peers`.
-EVENTS = {"quix": 20_000, "faust_tables": 1_000}
+EVENTS = {"quix": 20_000, "faust_tables": 1_000, "kafka_streams": 100_000}
 TOPIC = "payments"
 HOPS_S = ((300, 60), (3_600, 300), (86_400, 3_600))
 """Length and slide of each window, in seconds."""
@@ -81,13 +81,17 @@ def environment(requirements: Sequence[str]) -> Path:
     return python
 
 
-def main(name: str, requirements: Sequence[str], work: Callable[[str, Clock, Path], None]) -> None:
-    """Run a peer in its own environment; `work` gets the broker, a clock to tick, and a folder for its state."""
+def arguments(name: str) -> argparse.Namespace:
+    """The broker and the number of events from a peer's command line."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.peers.{name}")
     parser.add_argument("--kafka", required=True)
     parser.add_argument("--events", type=int, default=EVENTS[name])
-    given = parser.parse_args()
-    python = environment(requirements)
+    return parser.parse_args()
+
+
+def main(name: str, requirements: Sequence[str], work: Callable[[str, Clock, Path], None]) -> None:
+    """Run a peer in its own environment; `work` gets the broker, a clock to tick, and a folder for its state."""
+    given, python = arguments(name), environment(requirements)
     if Path(sys.prefix) != python.parents[1]:
         command = [str(python), "-m", f"benchmarks.peers.{name}", *sys.argv[1:]]
         os.chdir(_ROOT)
