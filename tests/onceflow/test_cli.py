@@ -163,7 +163,7 @@ def test_the_benchmark_of_memory_counts_every_event(capsys):
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_stream_tells_rates_scale_freshness_and_memory(capsys):
-    stream.main(events=60_000, runs=1, probes=5, calm_seconds=0.2, long=300_000)
+    stream.main(events=60_000, runs=1, probes=5, calm_seconds=0.2, long=300_000, share=0.005)
     out = capsys.readouterr().out
     assert out.count(": 60,000 events, ") == 4
     for line in ("rate with a hot card", "two workers in a group", "p99", "CPU at 1,000 events/s", "memory after"):
