@@ -3,10 +3,11 @@
 from importlib import import_module
 
 DEFAULT = ("engine", "stream", "start")
-NAMES = (*DEFAULT, "flights", "memory")
+NAMES = (*DEFAULT, "memory")
 
 
-def main(*names: str) -> None:
-    """Run the named benchmarks, or all but those that take long, one after another."""
+def main(*names: str, **stream: int) -> None:
+    """Run the named benchmarks, or all but those that take long; `stream` are options of the one of that name."""
     for name in names or DEFAULT:
-        import_module(f"benchmarks.{name}").main()
+        options = stream if name == "stream" else {}
+        import_module(f"benchmarks.{name}").main(**options)

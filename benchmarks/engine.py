@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from batch.backfill import at_rows
+from benchmarks.work import zipf
 from featurestore import Count, Entity, Max, Min, Source, Std, Sum, View, Window, view, window
 from featurestore.engine import ViewState
 from featurestore.frames import META, entity_codes, feature_columns, lane_inputs
@@ -50,19 +51,11 @@ EXACT = view_of([window(period, exact=True) for period in PERIODS])
 def events(count: int, keys: int, *, seed: int = 1, even: bool = False) -> pl.DataFrame:
     """An event frame: offsets and times rise, cards are drawn."""
     rng = np.random.default_rng(seed)
-    cards = rng.integers(0, keys, count) if even else _zipf(rng, count, keys)
+    cards = rng.integers(0, keys, count) if even else zipf(rng, count, keys)
     at = START + 10 * np.arange(count)
     columns = {"card": cards, "amount": rng.lognormal(3, 1, count).round(2), "at": at}
     meta = {"_partition": np.zeros(count, np.int32), "_offset": np.arange(count), "_timestamp": at, "_time": at}
     return pl.DataFrame({**columns, **meta}).cast(pl.Schema(META))
-
-
-def _zipf(rng: np.random.Generator, count: int, keys: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    found = np.zeros(0, np.int64)
-    while len(found) < count:
-        drawn = rng.zipf(1.2, 2 * count)
-        found = np.concatenate([found, drawn[drawn <= keys] - 1])
-    return found[:count]
 
 
 def steps_of(frame: pl.DataFrame, numbers: np.ndarray[Any, np.dtype[np.int64]]) -> Steps:

@@ -1,85 +1,283 @@
-"""The stream on its standard work: from Kafka to states in Redis, by one worker that has one core to itself.
+"""The stream part on work W: from Kafka through the windows of `work_views` to states in Redis.
 
-Apache Kafka where Java and Maven are, else the embedded broker; it and Redis have the other cores. Every state is
-committed. Rates count from a worker's first chunk to its last; those a core divide by the CPU time of its process.
+Rates of a worker that replays a topic are those of its own account, from its first chunk to its last. Freshness is
+what a caller sees: from before an event is handed to a producer until an answer over HTTP counts it.
 """
 
 from __future__ import annotations
 
-import os
+import math
 import statistics
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import redis
+import httpx
+import numpy as np
+import psutil
+from confluent_kafka import Producer
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
 
-from benchmarks.work import KINDS, PARTITIONS, produce
-from onceflow import embedded
-from onceflow.processes import running
-from tests.kafka_server import apache_kafka, why_no_kafka
+from benchmarks import peers
+from benchmarks.rig import Rig, described, on, rig
+from benchmarks.work import KEY, PARTITIONS, TOPIC, VARIANTS, arrow_records, frames, live
+from featurestore.errors import UnavailableError
+from onceflow.children import free_port
+from onceflow.processes import Command
+from onceflow.produce import ensure_topics, produce_frames
 
-EVENTS, RUNS = 2_000_000, 3
-CORES = sorted(os.sched_getaffinity(0))
-WORKER = {CORES[-1]}
-SERVERS = set(CORES[:-1]) or WORKER  # with one core only they share it
-
-
-@contextmanager
-def kafka() -> Iterator[tuple[str, str]]:
-    """A broker: its name and its address."""
-    why = why_no_kafka()
-    with apache_kafka() if why is None else embedded.kafka() as server:
-        yield "Apache Kafka" if why is None else f"the embedded broker (Apache Kafka {why})", server.address
+EVENTS = 2_000_000
+RUNS = 3
+PROBES = 200
+CALM_RATE, CALM_SECONDS = 1_000, 10.0
+PATIENCE_SECONDS = 60.0
+REPLAY = ("worker", "--mode", "replay")
 
 
-def once(broker: str, store: str, kind: str, folder: Path) -> dict[str, Any]:
-    """Run a worker over the topic from its start, with an empty Redis."""
-    url = f"redis://{store}/0"
-    with redis.Redis.from_url(url) as client:
+def fill(place: Rig, events: int, variant: str = "cents") -> None:
+    if variant != "arrow":
+        produce_frames(place.kafka, TOPIC, frames(events, variant), [KEY], PARTITIONS, timestamps="ts")
+        return
+    ensure_topics(place.kafka, {TOPIC: PARTITIONS})
+    producer = Producer({"bootstrap.servers": place.kafka, "linger.ms": 50})
+    for part in frames(events, variant):
+        for partition, value, time_ms in arrow_records(part, PARTITIONS):
+            producer.produce(TOPIC, value, partition=partition, timestamp=time_ms)
+        producer.flush()
+
+
+def replayed(place: Rig, redis: str, variant: str) -> dict[str, Any]:
+    """What a worker says of one replay of the topic, into an empty Redis."""
+    with Redis.from_url(redis) as client:
         client.flushall()
-    environment = {
-        "ONCEFLOW_KAFKA": broker,
-        "ONCEFLOW_REDIS": url,
-        "ONCEFLOW_DATA": str(folder / "data"),
-        "ONCEFLOW_PARTITIONS": str(PARTITIONS),
-        "ONCEFLOW_MIRROR": "false",
-        "ONCEFLOW_ARCHIVE": "false",
-    }
-    module = "benchmarks.cards_arrow" if kind == "arrow" else "benchmarks.cards_json"
-    arguments = ["worker", "--module", module, "--mode", "replay", "--until-end"]
-    os.sched_setaffinity(0, WORKER)  # a child begins with its parent's
-    with running(arguments, folder / "worker.log", environment) as worker:
-        os.sched_setaffinity(0, SERVERS)
+    module = "work_views_arrow" if variant == "arrow" else "work_views"
+    with place.run(redis, "worker", *REPLAY, "--until-end", module=module) as worker:
         worker.wait()
         return worker.result()
 
 
-def measured(kind: str, events: int, runs: int) -> dict[str, float]:
-    """Medians of a kind of the work."""
-    with tempfile.TemporaryDirectory(prefix="onceflow-bench-") as folder, kafka() as (_, address):
-        produce(address, kind, events)
-        with embedded.redis() as store:  # one for all runs: the first touch of its memory is no part of the work
-            results = [once(address, store.address, kind, Path(folder) / str(run)) for run in range(1 + runs)][1:]
-    names = ("events", "events_per_s", "events_per_cpu_s", "states")
-    return {name: statistics.median(result[name] for result in results) for name in names}
+def replays(variant: str, events: int, runs: int) -> list[dict[str, Any]]:
+    """What a worker says of each replay after the first, which may compile, and gives Redis its memory."""
+    with rig() as place, place.redis() as redis:
+        fill(place, events, variant)
+        return [replayed(place, redis, variant) for _ in range(runs + 1)][1:]
 
 
-def main(events: int = EVENTS, runs: int = RUNS) -> None:
-    os.sched_setaffinity(0, SERVERS)
+def median(results: list[dict[str, Any]], name: str) -> float:
+    return statistics.median(float(result[name]) for result in results)
+
+
+# --- several workers ----------------------------------------------------------------------------------------------
+
+
+def counted(port: int) -> int:
+    """How many events the worker with this port of metrics has stored."""
     try:
-        with kafka() as (name, _):
-            print(f"stream: {events:,} card payments, six aggregates over 5m, 1h, 24h; {name}; median of {runs} runs")
-        print(f"  {'':<8}{'events/s':>12}{'a core':>12}{'states':>10}{'of json':>9}")
-        first: float | None = None
-        for kind in KINDS:
-            found = measured(kind, events, runs)
-            first = first or found["events_per_s"]
-            print(
-                f"  {kind:<8}{found['events_per_s']:>12,.0f}{found['events_per_cpu_s']:>12,.0f}"
-                f"{found['states']:>10,.0f}{found['events_per_s'] / first:>9.2f}"
-            )
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=2).text
+    except httpx.HTTPError:
+        return 0
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return int(next(sample.value for sample in samples if sample.name == "onceflow_events_total"))
+
+
+def awaited(done: Callable[[], bool], what: str) -> None:
+    """Wait until it is done; UnavailableError after a minute."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not done():
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"{what} did not happen within {PATIENCE_SECONDS:.0f} s")
+        time.sleep(0.02)
+
+
+def begun_or_done(stored: list[int], events: int) -> bool:
+    """Whether every worker has stored something, or some have stored all before the others came."""
+    return all(stored) or sum(stored) >= events
+
+
+def group_rate(place: Rig, workers: int, events: int) -> float:
+    """Events a second of workers that share a topic, from when all have stored something until no event is left.
+
+    They run live, for in a replay without end a partition that is at its end holds up the others; nan: too few events.
+    """
+    ports = [free_port() for _ in range(workers)]
+    with place.redis() as redis, ExitStack() as stack:
+        for number, port in enumerate(ports):
+            name, core = f"member-{number}", -1 - number
+            member = place.run(redis, name, "worker", core=core, metrics_port=port, group=f"of-{workers}")
+            stack.enter_context(member)
+        awaited(lambda: begun_or_done(list(map(counted, ports)), events), f"the first events of {workers} workers")
+        begun, before = time.monotonic(), sum(map(counted, ports))
+        awaited(lambda: sum(map(counted, ports)) >= events, f"the end of the topic for {workers} workers")
+        left = events - before
+        return left / (time.monotonic() - begun) if left else math.nan
+
+
+# --- freshness ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(place: Rig, redis: str) -> Iterator[tuple[psutil.Process, httpx.Client]]:
+    """A live worker's process, and a client of a server beside it."""
+    port = free_port()
+    with ExitStack() as stack:
+        worker = stack.enter_context(place.run(redis, "live", "worker"))
+        server = stack.enter_context(place.run(redis, "server", "serve", "--port", str(port), core=0))
+        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10))
+        awaited(lambda: ready(client, worker, server), "the start of worker and server")
+        yield psutil.Process(worker.guard.pid).children()[0], client
+
+
+def ready(client: httpx.Client, *commands: Command) -> bool:
+    for command in commands:
+        if command.ended:
+            command.fail()
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def load(place: Rig, rate: float) -> Iterator[None]:
+    """Send events of now at this rate, from a thread, until the block ends."""
+    over = threading.Event()
+    events = live(rate, float("inf"), over.is_set)
+    arguments = (place.kafka, TOPIC, events, [KEY], PARTITIONS)
+    thread = threading.Thread(target=produce_frames, args=arguments, kwargs={"timestamps": "ts"})
+    thread.start()
+    try:
+        yield
     finally:
-        os.sched_setaffinity(0, CORES)
+        over.set()
+        thread.join()
+
+
+def probe(producer: Producer, client: httpx.Client, card: str) -> float:
+    """Milliseconds until a card's first event can be read."""
+    body = {"features": ["card_spend:n_5m"], "entities": {KEY: [card]}}
+    begun = time.perf_counter()
+    text = f'{{"{KEY}":"{card}","amount":1.25,"merchant":"m","country":"DE","ts":{time.time_ns() // 1_000_000}}}'
+    producer.produce(TOPIC, text.encode(), card.encode())
+    producer.flush()
+    awaited(lambda: client.post("/get-online-features", json=body).json()["results"][1]["values"] == [1], "an answer")
+    return 1000 * (time.perf_counter() - begun)
+
+
+def freshness(place: Rig, rate: float, probes: int, calm_seconds: float) -> dict[str, float]:
+    """Milliseconds until an event can be read, at `rate` events a second; and a worker's CPU at 1,000 events/s."""
+    ensure_topics(place.kafka, {TOPIC: PARTITIONS})
+    producer = Producer({"bootstrap.servers": place.kafka, "linger.ms": 0, "partitioner": "consistent_random"})
+    with place.redis() as redis, serving(place, redis) as (worker, client):
+        for number in range(20):  # while the kernel is loaded and connections are made
+            probe(producer, client, f"warm-{number}")
+        with load(place, rate):
+            ages: list[float] = []
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while len(ages) < probes and time.monotonic() < deadline:
+                ages.append(probe(producer, client, f"probe-{len(ages)}"))
+        with load(place, CALM_RATE):
+            before = sum(worker.cpu_times()[:2])
+            time.sleep(calm_seconds)
+            spent = sum(worker.cpu_times()[:2]) - before
+    p50, p99 = np.quantile(ages, [0.5, 0.99])
+    return {"p50": float(p50), "p99": float(p99), "cpu": spent / calm_seconds}
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+def memory(place: Rig, events: int) -> list[tuple[int, float]]:
+    """The memory of a worker (MB) as it replays many events, at each tenth of them."""
+    fill(place, events)
+    port, seen = free_port(), [(0, 0.0)]
+    with place.redis() as redis, place.run(redis, "long", *REPLAY, "--until-end", metrics_port=port) as worker:
+        while not worker.ended:
+            time.sleep(0.05)
+            done = counted(port)
+            if done >= seen[-1][0] + events // 10:
+                process = psutil.Process(worker.guard.pid).children()[0]
+                seen.append((done, process.memory_info().rss / 1e6))
+        worker.wait()
+    return seen[1:]
+
+
+# --- report -------------------------------------------------------------------------------------------------------
+
+
+def say(what: str, value: float, unit: str = "") -> None:
+    """Print one figure; nan where there were too few events for it."""
+    print(f"  {what:<38}{value:>12,.{0 if value >= 100 else 2}f} {unit}".rstrip())
+
+
+def tell_rates(variant: str, results: list[dict[str, Any]]) -> float:
+    """Print what replays came to; returns their events a second."""
+    first, wall = results[0], median(results, "events_per_s")
+    print(f"{VARIANTS[variant]}: {first['events']:,} events, {first['states']:,} states written")
+    say("events/s", wall)
+    say("events per second of CPU", median(results, "events_per_cpu_s"))
+    for stage in first["seconds"]:
+        say(stage, statistics.median(result["seconds"][stage] for result in results), "s")
+    return wall
+
+
+def tell_freshness(rate: float, probes: int, calm_seconds: float) -> None:
+    try:
+        with rig() as place:
+            found = freshness(place, rate, probes, calm_seconds)
+    except UnavailableError as error:  # one core for all servers and the producer may not keep up
+        print(f"  freshness at {rate:,.0f} events/s: not measured: {error}")
+        return
+    say(f"readable over HTTP at {rate:,.0f}/s, p50", found["p50"], "ms")
+    say("p99", found["p99"], "ms")
+    say(f"CPU at {CALM_RATE:,} events/s", 100 * found["cpu"], "% of a core")
+
+
+def tell_peers(rate: float) -> None:
+    """Run each peer on its part of work W, and print what the worker's rate is of its own."""
+    with rig() as place:
+        fill(place, max(peers.EVENTS.values()))
+        for name, events in peers.EVENTS.items():
+            with on(*place.cores[-1:]):
+                found = peers.measured(name, place.kafka, events)
+            if isinstance(found, str):
+                print(f"  {name}: not measured: {found}")
+                continue
+            print(f"{name} ({', '.join(found['requirements'])}), hopping windows, {found['events']:,} events")
+            say("events/s", found["events_per_s"])
+            say("rate of onceflow, of this", rate / found["events_per_s"])
+
+
+def main(
+    events: int = EVENTS,
+    runs: int = RUNS,
+    probes: int = PROBES,
+    calm_seconds: float = CALM_SECONDS,
+    long: int = 0,
+    *,
+    share: float = 0.5,
+    beside_peers: bool = False,
+) -> None:
+    """Measure all of it; `long` is how many events to watch the worker's memory over.
+
+    Freshness is measured at this `share` of the rate.
+    """
+    print(f"stream: work W on {described()}; medians of {runs} runs")
+    rates = {variant: tell_rates(variant, replays(variant, events, runs)) for variant in VARIANTS}
+    plain = rates["cents"]
+    say("rate with a hot card, of plain", rates["hot"] / plain)
+    with rig() as place:
+        fill(place, events)
+        one, two = (group_rate(place, workers, events) for workers in (1, 2))
+        say("two workers in a group, of one", two / one)
+        if len(place.cores) < 3:
+            print("  (of two workers on this machine, one shares its core with the servers)")
+    tell_freshness(share * plain, probes, calm_seconds)
+    if long:
+        with rig() as place:
+            for done, used in memory(place, long):
+                say(f"memory after {done:,} events", used, "MB")
+    if beside_peers:
+        tell_peers(plain)

@@ -205,12 +205,15 @@ def verify(module: Module, json: Json = False) -> None:
     _run("verify", module=module, json=json)
 
 
-@app.command(epilog="Example: onceflow bench engine")
+@app.command(epilog="Example: onceflow bench stream --events 200000")
 def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(help="engine, stream or start, all if none is named; or memory."),
     ] = None,
+    events: Annotated[int | None, typer.Option(min=1, help="Events of each topic of stream; else two million.")] = None,
+    long: Annotated[int | None, typer.Option(min=1, help="Watch a worker's memory over so many events.")] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Measure other systems on the same events.")] = False,
 ) -> None:
     """Measure this machine against what one would use instead."""
-    _run("bench", names=names or [])
+    _run("bench", names=names or [], events=events, long=long, peers=peers)

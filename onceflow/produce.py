@@ -42,9 +42,25 @@ def produce_frame(
     `partitioner` is a source's ("crc32" if None). A topic that is not there is created.
     ConfigError: a column that is not there. UnavailableError: Kafka did not take the messages.
     """
+    options: dict[str, Any] = {"timestamps": timestamps, "progress": progress, "partitioner": partitioner}
+    return produce_frames(address, topic, [frame], key, partitions, **options)
+
+
+def produce_frames(
+    address: str,
+    topic: str,
+    frames: Iterable[pl.DataFrame],
+    key: Sequence[str],
+    partitions: int = 4,
+    *,
+    timestamps: str | None = None,
+    progress: Progress | None = None,
+    partitioner: str | None = None,
+) -> int:
+    """Send frames one after another, each as soon as it is there, as `produce_frame` does."""
     ensure_topics(address, {topic: partitions})
     outbox = _Outbox(address, topic, partitioner)
-    return _produce(outbox, [frame], key, timestamps, progress)
+    return _produce(outbox, frames, key, timestamps, progress)
 
 
 def produce_file(

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import hypothesis
 import pytest
 
+from benchmarks.kafka_server import apache_kafka, docker_kafka, docker_runs, why_no_kafka
 from onceflow import embedded
-from tests.kafka_server import apache_kafka, docker_kafka, docker_runs, why_no_kafka
 
 # What DuckDB reports of itself when the interpreter ends would stand below pytest's summary.
 atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))

@@ -10,8 +10,8 @@ from pathlib import Path
 from featurestore.errors import ConfigError
 
 
-def run(*, names: Sequence[str]) -> None:
-    """Run the benchmarks of the checkout in which the command is given."""
+def run(*, names: Sequence[str], events: int | None, long: int | None, peers: bool) -> None:
+    """Run the benchmarks of the checkout in which the command is given; options are those of `stream`."""
     if not Path("benchmarks/__init__.py").is_file():
         raise ConfigError("the benchmarks are not part of the package: run this in a checkout of onceflow")
     sys.path.insert(0, ".")
@@ -19,4 +19,6 @@ def run(*, names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in benchmarks.NAMES]
     if unknown:
         raise ConfigError(f"there is no benchmark {unknown[0]!r}; there are {', '.join(benchmarks.NAMES)}")
-    benchmarks.main(*names)
+    given = {"events": events, "long": long, "beside_peers": peers or None}
+    options = {name: value for name, value in given.items() if value is not None}
+    benchmarks.main(*names, **options)

@@ -25,7 +25,8 @@ GOOD = {"id": "a", "at": 1_700_000_000_000, "n": 1, "x": 1.5, "ok": True, "note"
 
 
 def record(*fields):
-    return {"type": "record", "name": "Payment", "fields": [dict(zip(("name", "type", "default"), f)) for f in fields]}
+    names = ("name", "type", "default")
+    return {"type": "record", "name": "Payment", "fields": [dict(zip(names, f, strict=False)) for f in fields]}
 
 
 FIRST = record(

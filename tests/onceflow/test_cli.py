@@ -11,7 +11,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import memory
+from benchmarks import memory, stream
 from featurestore.errors import ConfigError, DefinitionError, GapError, UnavailableError
 from onceflow import cli
 from onceflow.children import free_port
@@ -159,6 +159,15 @@ def test_the_benchmark_of_memory_counts_every_event(capsys):
     out = capsys.readouterr().out
     assert "300 entities, 3 events each" in out
     assert "peak of process" in out
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_stream_tells_rates_scale_freshness_and_memory(capsys):
+    stream.main(events=60_000, runs=1, probes=5, calm_seconds=0.2, long=300_000, share=0.005)
+    out = capsys.readouterr().out
+    assert out.count(": 60,000 events, ") == 5
+    for line in ("rate with a hot card", "two workers in a group", "p99", "CPU at 1,000 events/s", "memory after"):
+        assert line in out
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -1,4 +1,4 @@
-"""A real Apache Kafka for tests: one KRaft node from Maven's jars, or one in Docker."""
+"""A real Apache Kafka for tests and benchmarks: one KRaft node from Maven's jars, or one in Docker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
@@ -13,12 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from onceflow.children import HOST, Program, free_port, run
+from onceflow.children import HOST, Program, Server, free_port, run
 from onceflow.embedded import kafka_answers
 
-_ROOT = Path(__file__).parents[1]
-_POM = _ROOT / "tests" / "kafka" / "pom.xml"
-_CACHE = _ROOT / ".cache"
+_HERE = Path(__file__).parent
+_POM = _HERE / "kafka" / "pom.xml"
+_CACHE = _HERE.parent / ".cache"
 _JVM = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"]
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -44,11 +45,11 @@ log.retention.ms=-1
 
 
 @contextmanager
-def apache_kafka(port=0, directory=None):
+def apache_kafka(port: int = 0, directory: Path | None = None) -> Iterator[Server]:
     """Run one broker until the block ends; needs `why_no_kafka()` to be None."""
-    classpath = f"{jars()}/*"
+    classpath = f"{jars(_POM)}/*"
 
-    def command(port, directory):
+    def command(port: int, directory: Path) -> list[str]:
         shutil.rmtree(directory / "log", ignore_errors=True)
         properties = directory / "server.properties"
         names = {"host": HOST, "port": port, "controller": free_port(), "directory": directory}
@@ -64,7 +65,7 @@ def apache_kafka(port=0, directory=None):
 
 
 @contextmanager
-def docker_kafka():
+def docker_kafka() -> Iterator[str]:
     """Run a broker in Docker until the block ends, and give its address; needs `docker_runs()`."""
     from testcontainers.community.kafka import KafkaContainer  # noqa: PLC0415 - only where Docker runs
 
@@ -93,28 +94,28 @@ def why_no_kafka() -> str | None:
     if found is None or int(found[1]) < 17:
         return "needs java 17 or newer"
     try:
-        jars()
+        jars(_POM)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         return f"needs its jars, which Maven could not fetch: {error}"
     return None
 
 
 @cache
-def jars() -> Path:
-    """The directory with the broker's jars, fetched once for every pom, also where tests run in several processes."""
-    place = _CACHE / f"kafka-{sha256(_POM.read_bytes()).hexdigest()[:12]}"
+def jars(pom: Path) -> Path:
+    """The directory with a pom's jars, fetched once for its content, also where several processes ask for them."""
+    place = _CACHE / f"{pom.parent.name}-{sha256(pom.read_bytes()).hexdigest()[:12]}"
     _CACHE.mkdir(exist_ok=True)
-    with (_CACHE / "kafka.lock").open("w") as lock:
+    with (_CACHE / f"{pom.parent.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.is_dir():
-            _fetch(place)
+            _fetch(pom, place)
     return place
 
 
-def _fetch(place):
+def _fetch(pom: Path, place: Path) -> None:
     with TemporaryDirectory(dir=_CACHE) as temporary:
         fetched = Path(temporary) / "jars"
         goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={fetched}"]
-        maven = ["mvn", "-q", "-B", "-Dstyle.color=never", "-f", str(_POM)]
+        maven = ["mvn", "-q", "-B", "-Dstyle.color=never", "-f", str(pom)]
         subprocess.run([*maven, *goal], check=True, capture_output=True, timeout=900)
         fetched.rename(place)

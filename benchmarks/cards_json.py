@@ -1,5 +1,0 @@
-"""The standard work, its payments in JSON."""
-
-from benchmarks.cards import card_view
-
-Card = card_view("json")
