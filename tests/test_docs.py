@@ -1,4 +1,4 @@
-"""docs/features.md: its examples give what it shows, its tables say what the code does, and it leaves nothing out."""
+"""docs/features.md and formats.md: examples give what they show, tables say what the code does, nothing is left out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 import featurestore
 from batch.backfill import at_rows
-from featurestore import Aggregate, Entity, Source, view
+from featurestore import Aggregate, Entity, Source, sources, view
 from featurestore.aggregates import NUMBERS, ORDERED
 from featurestore.bags import CATEGORIES, BagAggregate
 from featurestore.frames import empty_frame
@@ -22,6 +22,7 @@ from featurestore.plan import compiled
 
 PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
 PREAMBLE, *EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+FORMATS = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
 ROWS = {
     name: cells
     for name, *cells in re.findall(
@@ -87,6 +88,16 @@ def test_an_example_gives_what_it_shows(block):
     assert results, "an example that shows nothing"
     for want, got in results:
         assert got == want
+
+
+def test_the_page_of_formats_shows_what_comes_out_and_names_all_formats():
+    names, count = {}, 0
+    for block in re.findall(r"```python\n(.*?)```", FORMATS, re.DOTALL):
+        for want, got in shown(block, names):
+            assert got == want
+            count += 1
+    assert count >= 9
+    assert set(re.findall(r"^\| `\"(\w+)\"`", FORMATS, re.MULTILINE)) == set(sources.FORMATS)
 
 
 def test_every_aggregate_has_a_row_and_an_example():
