@@ -1,0 +1,108 @@
+"""Workers of one consumer group in processes of their own, and what they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+from featurestore.online import connect
+from tests.faults.child import start
+from tests.streams.shop import TAG, logs
+from tests.streams.working import in_memory
+
+PARTITIONS, LIMIT_SECONDS = 12, 90
+
+
+class Group:
+    """Workers in processes of their own."""
+
+    def __init__(self, kafka, redis_url, tag, folder):
+        self.folder, self.workers = folder, []
+        names = {"kafka": kafka, "redis": redis_url, "group": f"g-{tag}", "mode": "live", "chunk": "500"}
+        names |= {"mirror": "false", "archive": "false", "session_timeout_ms": "1500"}
+        self.environment = {f"ONCEFLOW_{name.upper()}": value for name, value in names.items()} | {TAG: tag}
+
+    def join(self):
+        place = self.folder / f"worker{len(self.workers)}"
+        place.mkdir()
+        environment = self.environment | {"ONCEFLOW_DATA": str(place / "data")}
+        self.workers.append(start(["worker", "-m", "tests.faults.definitions"], place / "log", environment))
+
+    def leave(self, number, how):
+        os.kill(self.workers[number].pid, how)
+        self.workers[number].join(LIMIT_SECONDS)
+        return self.workers[number].exitcode
+
+    @property
+    def alive(self):
+        return [number for number, worker in enumerate(self.workers) if worker.is_alive()]
+
+    def stop(self):
+        """Tell all to stop, and whether each did so in order."""
+        alive = self.alive
+        for number in alive:
+            os.kill(self.workers[number].pid, signal.SIGCONT)
+        return [self.leave(number, signal.SIGTERM) for number in alive]
+
+    def said(self):
+        return "\n".join(path.read_text()[-2_000:] for path in self.folder.glob("worker*/log"))
+
+
+def until(condition, group):
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, group.said()
+        time.sleep(0.1)
+
+
+async def stored(url, views):
+    """By view and partition: the position, and every state."""
+    store = connect(url)
+    out = {}
+    for view in views:
+        positions = await store.positions(view.key, view.source.name, PARTITIONS)
+        for partition, position in enumerate(positions):
+            states = {e: b async for e, b in store.scan(view.key, view.source.name, partition)}
+            out[view.key, partition] = position and position.next, states
+    await store.close()
+    return out
+
+
+def reached(url, views):
+    async def main():
+        store = connect(url)
+        found = [await store.positions(view.key, view.source.name, PARTITIONS) for view in views]
+        await store.close()
+        return {
+            (view.key, partition): position.next if position else 0
+            for view, positions in zip(views, found, strict=True)
+            for partition, position in enumerate(positions)
+        }
+
+    return asyncio.run(main())
+
+
+def wanted(definitions, records):
+    _, ends = logs(definitions, records, partitions=PARTITIONS)
+    return {
+        (view.key, partition): ends[view.source.name, partition]
+        for view in definitions.views.values()
+        for partition in range(PARTITIONS)
+        if ends[view.source.name, partition]
+    }
+
+
+def differences(definitions, records, url):
+    """How many positions and states differ from those of one replay of the records, of how many."""
+    flow, _, _ = in_memory(definitions, logs(definitions, records, partitions=PARTITIONS)[0], partitions=PARTITIONS)
+    ends = wanted(definitions, records)
+    found = asyncio.run(stored(url, list(definitions.views.values())))
+    wrong = compared = 0
+    for (key, partition), (position, states) in found.items():
+        expected = flow.states[key].blobs(partition)
+        wrong += (position or 0) != ends.get((key, partition), 0)
+        wrong += sum(states.get(entity) != expected.get(entity) for entity in states.keys() | expected.keys())
+        compared += 1 + len(expected)
+    return wrong, compared
