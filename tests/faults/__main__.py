@@ -1,6 +1,7 @@
 """The long form of the kill tests: `python -m tests.faults --kills 200` prints what was done and what differs.
 
 Workers are killed on the embedded servers, ten to a history, and Redis under a worker, with the end of its log cut off.
+Then groups of workers meet storms of faults, on Apache Kafka where that runs.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from types import SimpleNamespace
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.kafka_server import apache_kafka, why_no_kafka
+from onceflow import embedded
 from tests.faults.kills import Case, Killer, RedisKiller, differences, outcome, produce, undisturbed
+from tests.faults.storms import FAULTS, Storm
 from tests.featurestore.redis_server import RedisServer
 from tests.streams.working import own_servers
 
 KILLS_A_RUN = 10
+FAULTS_A_STORM = 25
 AOF = ("--appendonly", "yes", "--appendfsync", "everysec")
 
 
@@ -41,8 +46,23 @@ def main():
                 found, killed = _disturbed(kind, case, Path(folder) / f"{number}-{kind.__name__}", kills)
                 moments.update(killed)
                 different.update(differences(expected, found))
-    _print(moments, different)
+        storms, wrong = _storms(options, Path(folder))
+    different["states after storms"] = wrong
+    _print({**moments, **storms}, different)
     return 1 if any(different.values()) else 0
+
+
+def _storms(options, folder):
+    """As many faults as kills of workers; how many there were of each kind, and what differs in the end."""
+    done, wrong = Counter(), 0
+    with embedded.kafka() if why_no_kafka() else apache_kafka() as kafka:
+        for number in range(-(-options.kills // FAULTS_A_STORM)):
+            place = folder / f"storm{number}"
+            storm = Storm(kafka.address, place, options.seed + number, options.orders)
+            storm.run(min(FAULTS_A_STORM, options.kills - number * FAULTS_A_STORM))
+            done.update(storm.done)
+            wrong += storm.differences()[0]
+    return done, wrong
 
 
 def _disturbed(kind, case, folder, kills):
@@ -66,8 +86,8 @@ def _print(moments, different):
     names = {"starting": "workers killed at their start", "working": "workers killed at work"}
     names |= {"ending": "workers killed when all was stored", "rolled back": "Redis killed, its last writes cut off"}
     names |= {"stopped": "workers that stopped by themselves, as they should", "failed": "... of these in the last run"}
-    for key, text in names.items():
-        table.add_row(text, str(moments[key]))
+    for key, text in (names | FAULTS).items():
+        table.add_row(text, str(moments.get(key, 0)))
     table.add_section()
     for name, count in different.items():
         table.add_row(f"differences in {name}", str(count))
