@@ -172,6 +172,18 @@ def get(
     _run("get", view=view, keys=keys, module=module, as_of=as_of, json=json)
 
 
+@app.command(epilog="Example: onceflow status -m features --sizes")
+def status(
+    module: Module,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Count states and their bytes too: walks through all of Redis.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show how far each view has come, its lag, and what was set aside."""
+    _run("status", module=module, sizes=sizes, json=json)
+
+
 @app.command(epilog="Example: onceflow backfill -m features --view card_activity --events events/ --out features/")
 def backfill(
     *,
