@@ -184,6 +184,19 @@ def status(
     _run("status", module=module, sizes=sizes, json=json)
 
 
+@app.command(epilog="Example: onceflow dlq show transactions --error type --limit 5")
+def dlq(
+    *,
+    action: Annotated[Literal["list", "show"], typer.Argument(help="Count them by reason, or show some.")],
+    topic: Annotated[str, typer.Argument(help="The source topic.")],
+    error: Annotated[str | None, typer.Option(help="Only records refused for this reason.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most records to show.")] = 10,
+    json: Json = False,
+) -> None:
+    """Look at the records that were refused."""
+    _run("dlq", action=action, topic=topic, error=error, limit=limit, json=json)
+
+
 @app.command(epilog="Example: onceflow backfill -m features --view card_activity --events events/ --out features/")
 def backfill(
     *,

@@ -21,21 +21,23 @@ class Span(NamedTuple):
     end: int
 
 
-def spans(kafka: str, topics: Mapping[str, int]) -> dict[str, list[Span]]:
-    """What every partition of `topics` (name: number of partitions) holds; UnavailableError when Kafka does not tell.
-
-    The consumer joins no group and commits nothing.
-    """
-    consumer = Consumer(
+def asking(kafka: str) -> Consumer:
+    """A consumer that joins no group and commits nothing, and is told where a partition ends."""
+    return Consumer(
         {
             "bootstrap.servers": kafka,
-            "group.id": "onceflow-status",  # the client wants one, and uses it to subscribe or to commit only
+            "group.id": "onceflow-looking",  # the client wants one, and uses it to subscribe or to commit only
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
             "log_level": 0,
         }
     )
+
+
+def spans(kafka: str, topics: Mapping[str, int]) -> dict[str, list[Span]]:
+    """What every partition of `topics` (name: their number) holds; UnavailableError when Kafka does not tell."""
+    consumer = asking(kafka)
     places = [(name, number) for name, count in topics.items() for number in range(count)]
     try:
         listed = {place: _listed(consumer, *place) for place in places}
