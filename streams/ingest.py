@@ -91,5 +91,5 @@ def _derivable(
 
 
 def _refused(batch: Batch, row: int, error: str, detail: str) -> Refused:
-    record = Record(batch.topic, batch.partition, int(batch.offsets[row]), batch.values[row])
+    record = Record(batch.topic, batch.partition, int(batch.offsets[row]), batch.values[row], batch.keys[row])
     return Refused(record.offset, error, rejected(record, error, detail))
