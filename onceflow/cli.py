@@ -172,6 +172,34 @@ def get(
     _run("get", view=view, keys=keys, module=module, as_of=as_of, json=json)
 
 
+@app.command(epilog="Example: onceflow status -m features --sizes")
+def status(
+    module: Module,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Count states and their bytes too: walks through all of Redis.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show how far each view has come, its lag, and what was set aside."""
+    _run("status", module=module, sizes=sizes, json=json)
+
+
+@app.command(epilog="Example: onceflow dlq show transactions --error type --limit 5")
+def dlq(
+    *,
+    action: Annotated[
+        Literal["list", "show", "replay"], typer.Argument(help="Count them by reason, show some, or send them back.")
+    ],
+    topic: Annotated[str, typer.Argument(help="The source topic.")],
+    error: Annotated[str | None, typer.Option(help="Only records refused for this reason.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most records to show.")] = 10,
+    again: Annotated[bool, typer.Option("--again", help="Send back also what was sent back before.")] = False,
+    json: Json = False,
+) -> None:
+    """Look at the records that were refused, or send them back."""
+    _run("dlq", action=action, topic=topic, error=error, limit=limit, again=again, json=json)
+
+
 @app.command(epilog="Example: onceflow backfill -m features --view card_activity --events events/ --out features/")
 def backfill(
     *,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -13,7 +15,7 @@ from featurestore import ConfigError
 from learner.live import LiveLearner
 from onceflow.services import ReplayService
 from streams.processor import Processor
-from streams.stats import BOUNDS, Stats
+from streams.stats import BOUNDS, SECONDS, SIZES, Stats
 
 #: Which numbers of a service's summary are shown, and under which name.
 _SERVICE_NUMBERS = (
@@ -47,21 +49,25 @@ class WorkerCollector(Collector):
         for reason, count in list(stats.rejected.items()):
             rejected.add_metric([reason], count)
         yield rejected
-        spent = CounterMetricFamily("onceflow_stage_seconds", "Time spent, by stage of the work", labels=["stage"])
-        for stage, seconds in list(stats.seconds.items()):
-            spent.add_metric([stage], seconds)
-        yield spent
         yield GaugeMetricFamily("onceflow_stream_time_ms", "Newest event time", value=stats.stream_time or 0)
-        yield self._freshness()
+        yield from _histograms(stats)
         yield from _service_metrics([service.summary for service in self._services])
 
-    def _freshness(self) -> Metric:
-        counts = self._stats.freshness.cumsum().tolist()
-        bounds = [str(bound) for bound in BOUNDS.tolist()]
-        buckets = [*zip(bounds, counts, strict=False), ("+Inf", counts[-1])]
-        family = HistogramMetricFamily("onceflow_freshness_ms", "From reaching Kafka until readable, ms")
-        family.add_metric([], buckets, sum_value=None)
-        return family
+
+def _histograms(stats: Stats) -> Iterable[Metric]:
+    spent = HistogramMetricFamily("onceflow_stage_seconds", "Time that a stage of a turn took", labels=["stage"])
+    for stage, counts in list(stats.stages.items()):
+        spent.add_metric([stage], _buckets(SECONDS, counts), stats.seconds[stage])
+    sizes = HistogramMetricFamily("onceflow_turn_events", "Events that were folded and stored together")
+    sizes.add_metric([], _buckets(SIZES, stats.sizes), stats.events)
+    fresh = HistogramMetricFamily("onceflow_freshness_ms", "From reaching Kafka until readable, ms")
+    fresh.add_metric([], _buckets(BOUNDS, stats.freshness), sum_value=None)
+    return spent, sizes, fresh
+
+
+def _buckets(bounds: NDArray[Any], counts: NDArray[np.int64]) -> list[tuple[str, float]]:
+    """How many are at or below each bound, as Prometheus has it."""
+    return list(zip([*map(str, bounds.tolist()), "+Inf"], counts.cumsum().tolist(), strict=True))
 
 
 class LearnerCollector(Collector):

@@ -112,7 +112,8 @@ def _derivable(
 
 
 def _refused(source: Source, batch: Batch, reject: Reject) -> Refused:
-    record = Record(batch.topic, batch.partition, int(batch.offsets[reject.row]), batch.values[reject.row])
+    at = int(batch.offsets[reject.row])
+    record = Record(batch.topic, batch.partition, at, batch.values[reject.row], batch.keys[reject.row])
     detail = f"row {reject.place}: {reject.detail}" if source.row_bits else reject.detail
     offset = (record.offset << source.row_bits) + reject.place
     return Refused(offset, reject.error, rejected(record, reject.error, detail))

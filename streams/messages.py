@@ -50,6 +50,7 @@ class Record(NamedTuple):
     partition: int
     offset: int
     value: bytes | None
+    key: bytes | None = None
 
 
 def feature_topic(view: View) -> str:
@@ -136,9 +137,12 @@ def prediction_table(values: Sequence[bytes], partition: int, features: Sequence
 
 
 def rejected(record: Record, error: str, detail: str) -> Message:
-    """A record for `<topic>.dlq`: the original bytes (4 KB of them at most), and why and whence."""
+    """A record for `<topic>.dlq`: its key (none if above 4 KB), the original bytes (4 KB at most), why and whence."""
     value = record.value and record.value[:_DETAIL_BYTES]
-    return Message(f"{record.topic}.dlq", record.partition, value, None, _why(record, error, detail))
+    # A huge key would make the message larger than Kafka takes: one bad record would stop the worker.
+    key = record.key if record.key and len(record.key) <= _DETAIL_BYTES else None
+    headers = _why(record, error, detail) | {"size": b"%d" % len(record.value or b"")}
+    return Message(f"{record.topic}.dlq", record.partition, value, key, headers)
 
 
 def late(record: Record, view: str) -> Message:

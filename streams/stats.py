@@ -12,6 +12,15 @@ from numpy.typing import NDArray
 #: Upper bounds of the freshness histogram, ms.
 BOUNDS = np.array([1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1_000, 2_000, 5_000, 10_000, 60_000])
 
+#: Upper bounds of the histogram of seconds that a stage of one turn took.
+SECONDS = np.array([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0])
+#: Upper bounds of the histogram of events in a turn.
+SIZES = np.array([1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000])
+
+
+def _counts(bounds: NDArray[Any]) -> NDArray[np.int64]:
+    return np.zeros(len(bounds) + 1, np.int64)
+
 
 @dataclass
 class Stats:
@@ -30,7 +39,20 @@ class Stats:
     cpu_first: float = 0.0  # of the whole process
     cpu_last: float = 0.0
     stream_time: int | None = None
-    freshness: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(BOUNDS) + 1, np.int64))
+    freshness: NDArray[np.int64] = field(default_factory=lambda: _counts(BOUNDS))
+    sizes: NDArray[np.int64] = field(default_factory=lambda: _counts(SIZES))
+    stages: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def turned(self, events: int) -> None:
+        """Count a turn that was stored, and its events."""
+        self.chunks += 1
+        self.events += events
+        self.sizes[np.searchsorted(SIZES, events)] += 1
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Count what a stage of a turn took."""
+        self.seconds[stage] += seconds
+        self.stages.setdefault(stage, _counts(SECONDS))[np.searchsorted(SECONDS, seconds)] += 1
 
     def fresh(self, ages: NDArray[np.int64]) -> None:
         """Count how old records were (ms since they reached Kafka) when their effect could be read."""

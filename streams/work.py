@@ -209,7 +209,7 @@ class Work:
         """Count the time spent inside under `stage`."""
         begun = time.perf_counter()
         yield
-        self._stats.seconds[stage] += time.perf_counter() - begun
+        self._stats.spent(stage, time.perf_counter() - begun)
 
 
 def _key(processor: Processor) -> str:

@@ -357,8 +357,7 @@ class Worker:
     def _committed(self, turn: Turn) -> None:
         stats = self.stats
         stats.states += sum(len(commit.entities) for commit in turn.commits)
-        stats.chunks += 1
-        stats.events += turn.chunk.events
+        stats.turned(turn.chunk.events)
         stats.last_at, stats.cpu_last = time.monotonic(), time.process_time()
         wall = self.now()
         for frame in turn.chunk.frames.values():

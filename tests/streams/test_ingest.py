@@ -62,7 +62,7 @@ def test_a_refused_record_goes_out_with_its_bytes_and_says_why_and_whence():
     assert (message.topic, message.partition, message.value) == ("payments.dlq", 3, b'{"card": 1}')
     assert message.headers["detail"]
     rest = {name: value for name, value in message.headers.items() if name != "detail"}
-    assert rest == {"error": b"type", "topic": b"payments", "partition": b"3", "offset": b"10"}
+    assert rest == {"error": b"type", "size": b"11", "topic": b"payments", "partition": b"3", "offset": b"10"}
 
 
 def test_no_more_than_four_kilobytes_of_a_refused_record_are_kept():

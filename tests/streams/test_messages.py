@@ -147,8 +147,10 @@ def test_a_refused_record_keeps_its_first_four_kilobytes_and_a_late_one_all():
     message = rejected(record, "type", "no number")
     assert (message.topic, message.partition, len(message.value)) == ("visits.dlq", 2, 4_096)
     place = {"topic": b"visits", "partition": b"2", "offset": b"77"}
-    assert message.headers == {"error": b"type", "detail": b"no number", **place}
+    assert message.headers == {"error": b"type", "detail": b"no number", "size": b"5000", **place}
     assert rejected(Record("visits", 0, 1, None), "tombstone", "").value is None
+    assert rejected(Record("visits", 0, 1, b"{}", b"k" * 4_096), "type", "").key == b"k" * 4_096
+    assert rejected(Record("visits", 0, 1, b"{}", b"k" * 4_097), "type", "").key is None
     message = late(record, "visits@1")
     assert (message.topic, message.partition, message.value) == ("visits.late", 2, record.value)
     assert message.headers == {"error": b"late", "detail": b"older than every window of visits@1", **place}

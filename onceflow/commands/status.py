@@ -1,0 +1,146 @@
+"""`onceflow status`: how far every view has come on every partition, and what was set aside."""
+
+from __future__ import annotations
+
+import asyncio
+import json as codec
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from featurestore.definitions import View
+from featurestore.online import connect
+from featurestore.stores import UNFINISHED, Position
+from onceflow import modules
+from onceflow.ends import Span, spans
+from onceflow.reading import topic_partitions
+from onceflow.runtime import views_of
+from onceflow.settings import load as load_settings
+from serving.instants import rfc3339
+
+#: States of a view on a partition that are looked at; what has more says so.
+SAMPLE = 10_000
+_ASIDE = ("dlq", "late")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """States of a view on a partition: how many, and their bytes. `sampled`: there are more, which were not counted."""
+
+    states: int
+    bytes: int
+    sampled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A view on a partition: the next offset to be folded, Kafka's end, and the newest event time (ms).
+
+    `next` and `newest_event` are None where nothing is stored. `lag` counts the offsets that are still to be folded.
+    """
+
+    view: str
+    topic: str
+    partition: int
+    next: int | None
+    end: int
+    lag: int
+    newest_event: int | None
+    unfinished: bool
+    sizes: Sizes | None
+
+
+def run(*, module: str, sizes: bool, json: bool) -> None:
+    """Print a line for every view and partition, and how many records lie in the topics of what was set aside."""
+    views = views_of(modules.load(module))
+    settings = load_settings(Path.cwd(), os.environ)
+    sources = sorted({view.source.name for view in views})
+    there = topic_partitions(settings.kafka)
+    wanted = {name: there[name] for name in _with_aside(sources) if name in there}
+    found = spans(settings.kafka, wanted)
+    lines = asyncio.run(_lines(views, settings.redis, {name: found.get(name, []) for name in sources}, sizes=sizes))
+    aside = {name: _records(found[name]) for name in wanted if name not in sources}
+    absent = [name for name in sources if name not in there]
+    if json:
+        typer.echo(codec.dumps({"views": [asdict(line) for line in lines], "set_aside": aside, "absent": absent}))
+    else:
+        _print(lines, aside, absent)
+
+
+def _with_aside(sources: list[str]) -> list[str]:
+    return [*sources, *(f"{name}.{suffix}" for name in sources for suffix in _ASIDE)]
+
+
+def _records(partitions: list[Span]) -> int:
+    return sum(span.end - span.begin for span in partitions)
+
+
+async def _lines(views: list[View], redis: str, ends: Mapping[str, list[Span]], *, sizes: bool) -> list[Line]:
+    store = connect(redis)
+    lines = []
+    try:
+        for view in views:
+            topic = view.source.name
+            stored = await store.positions(view.key, topic, len(ends[topic]))
+            for partition, (position, span) in enumerate(zip(stored, ends[topic], strict=True)):
+                counted = await measured(store.scan(view.key, topic, partition)) if sizes else None
+                lines.append(_line(view, partition, position, span, counted))
+    finally:
+        await store.close()
+    return lines
+
+
+def _line(view: View, partition: int, position: Position | None, span: Span, sizes: Sizes | None) -> Line:
+    unfinished = position is not None and position.next == UNFINISHED
+    known = None if position is None or unfinished else position
+    # Kafka may have deleted what was not folded yet: it is not waited for, so it is no lag.
+    following = known.next >> view.source.row_bits if known else None  # of records
+    lag = span.end - max(span.begin, span.begin if following is None else following)
+    return Line(
+        view.name,
+        view.source.name,
+        partition,
+        following,
+        span.end,
+        max(lag, 0),
+        known.clock if known else None,
+        unfinished,
+        sizes,
+    )
+
+
+async def measured(states: AsyncIterator[tuple[bytes, bytes]], most: int = SAMPLE) -> Sizes:
+    """How many states there are and their bytes, of `most` at most."""
+    count = size = 0
+    async for _, blob in states:
+        if count == most:
+            return Sizes(count, size, sampled=True)
+        count, size = count + 1, size + len(blob)
+    return Sizes(count, size, sampled=False)
+
+
+def _print(lines: list[Line], aside: Mapping[str, int], absent: list[str]) -> None:
+    table = Table("view", "partition", "next", "end", "lag", "newest event", "states", "bytes")
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in _cells(line)))
+    console = Console()
+    console.print(table)
+    for topic, count in aside.items():
+        console.print(Text(f"{count:,} records in {topic}"))
+    for topic in absent:
+        console.print(Text(f"topic {topic} is not there yet: a worker creates it, and so does `onceflow produce`"))
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    upto = "a backfill writes" if line.unfinished else "-" if line.next is None else f"{line.next:,}"
+    newest = "-" if line.newest_event is None else rfc3339(line.newest_event)
+    sizes = line.sizes
+    more = "+" if sizes and sizes.sampled else ""
+    counted = ("", "") if sizes is None else (f"{sizes.states:,}{more}", f"{sizes.bytes:,}{more}")
+    return (line.view, f"{line.topic}:{line.partition}", upto, f"{line.end:,}", f"{line.lag:,}", newest, *counted)
