@@ -41,11 +41,13 @@ def event_frame(
         pl.Series("_timestamp", timestamps, dtype=pl.Int64),
         columns[source.event_time].alias("_time"),
     ]
-    return with_derived(source, columns.with_columns(meta))
+    return with_derived(source, columns.hstack(meta))
 
 
 def with_derived(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with the source's derived columns."""
+    if not source.derived:
+        return frame
     return evaluated(frame, {name: (e, source.types[name]) for name, e in source.derived.items()})
 
 

@@ -59,7 +59,7 @@ def names_of(
 
 def parsed(names: Names, values: Values[bytes | None]) -> Parsed:
     """Parse what is plain among the values."""
-    count, texts = len(values), int(np.isin(names.kinds, (STR, KEY)).sum())
+    count, texts = len(values), int(((names.kinds == STR) | (names.kinds == KEY)).sum())
     out = Parsed(
         np.zeros((len(names.kinds) - texts, count), np.int64),
         np.zeros((texts, count, 2), np.int64),

@@ -73,7 +73,7 @@ def ingested(
     if bad.any():
         rows, events = rows[~bad], events.filter(pl.Series(~bad))
     raw = pl.Series("_raw", Values.of(batch.values).taken(rows[:, 0]).to_arrow())
-    return Ingested(events.with_columns(raw), [_refused(source, batch, each) for each in refused])
+    return Ingested(events.hstack([raw]), [_refused(source, batch, each) for each in refused])
 
 
 def _event_frame(source: Source, batch: Batch, columns: pl.DataFrame, rows: NDArray[np.int64]) -> pl.DataFrame:
@@ -91,8 +91,10 @@ def _wrong(
     ahead = f"the event time is more than {source.max_lead} ahead"
     yield "future", ahead, events["_time"].to_numpy() > present + source.max_lead_ms
     for column in entities:
-        detail = f"{column!r} names an entity and is longer than {MAX_VALUE_BYTES} bytes"
-        yield "oversized", detail, (events[column].str.len_bytes().fill_null(0) > MAX_VALUE_BYTES).to_numpy()
+        long = events[column].str.len_bytes() > MAX_VALUE_BYTES
+        if long.any():
+            detail = f"{column!r} names an entity and is longer than {MAX_VALUE_BYTES} bytes"
+            yield "oversized", detail, long.fill_null(False).to_numpy()
 
 
 def _derivable(

@@ -31,6 +31,11 @@ def run(
     """Send every row of the file and print how many there were."""
     chosen = settings.load(Path.cwd(), os.environ, kafka=kafka, partitions=partitions)
     source = _source(topic, module) if module else None
+    if source and (source.format != "json" or source.fields):
+        raise ConfigError(
+            f"`onceflow produce` writes flat JSON, and source {topic!r} reads {source.format}"
+            f"{' with fields by path' if source.fields else ''}: use a producer that writes it so"
+        )
     columns = key or (source.keys if source else ())
     started = time.perf_counter()
     with _bar() as bar:

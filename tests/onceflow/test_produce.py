@@ -11,8 +11,10 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from featurestore.errors import ConfigError, DataError, UnavailableError
+from onceflow import cli
 from onceflow.children import free_port
 from onceflow.produce import encode, ensure_topics, produce_file, produce_frame, read
 
@@ -203,3 +205,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, text, error, messag
         (tmp_path / name).write_text(text)
     with pytest.raises(error, match=message):
         list(read(tmp_path / name, {"a": "int"}))
+
+
+def test_a_source_that_reads_another_format_is_not_sent_json(tmp_path, monkeypatch):
+    (tmp_path / "packed.py").write_text(
+        "from featurestore import Count, Entity, Source, view\n"
+        "clicks = Source('clicks', schema={'k': str, 'at': int}, event_time='at', key='k', format='msgpack')\n"
+        "by_k = view(entity=Entity('k', key='k'), source=clicks, windows=['1m'])\n"
+        "Clicks = by_k(type('Clicks', (), {'n': Count()}))\n"
+    )
+    (tmp_path / "events.jsonl").write_text('{"k": "a", "at": 1}\n')
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.app, ["produce", "clicks", "--from", "events.jsonl", "-m", "packed"])
+    assert result.exit_code == 2
+    assert "writes flat JSON, and source 'clicks' reads msgpack" in result.stderr
