@@ -44,7 +44,9 @@ _PAGE = 1000
 # Inside a script Redis 6.2 wraps the code ("... user_script:1: -OOM command not allowed"), Redis 7 puts it first.
 _PASSING = re.compile(r"(?:^|[ -])(?:LOADING|READONLY|BUSY|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS) ")
 _PASSING_TYPES = (errors.ReadOnlyError, errors.OutOfMemoryError, errors.ClusterDownError, errors.TryAgainError)
-_FORBIDDEN = (errors.AuthenticationError, errors.AuthorizationError, errors.NoPermissionError)
+_FORBIDDEN_TYPES = (errors.AuthenticationError, errors.AuthorizationError, errors.NoPermissionError)
+# A script that may be called may hold a command or a key that may not be; Redis 6.2 and 7 say it in words of their own.
+_FORBIDDEN = re.compile(r"NOPERM|ACL failure in script|user executing the script can't")
 
 
 class _Script:
@@ -246,13 +248,12 @@ class RedisStore:
                     break
                 await self._nodes.look_again()
                 replies = await self._answers(commands)
-        except (*_FORBIDDEN, errors.InvalidResponse) as error:
+        except (*_FORBIDDEN_TYPES, errors.InvalidResponse) as error:
             raise _fault(error, self.address) from error
         except errors.ClusterDownError as error:
             raise UnavailableError(f"Redis at {self.address} cannot serve: {error}") from error
         except (errors.ConnectionError, errors.TimeoutError, OSError) as error:
-            reason = str(error).rstrip(".") or type(error).__name__
-            raise UnavailableError(f"cannot reach Redis at {self.address}: {reason}") from error
+            raise _lost(error, self.address) from error
         _raise_first(replies, self.address)
         return replies
 
@@ -300,8 +301,18 @@ def _raise_first(replies: Sequence[Any], address: str) -> None:
             raise _fault(reply, address) from reply
 
 
+def _lost(error: Exception, address: str) -> OnceflowError:
+    reason = str(error).rstrip(".") or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return ConfigError(
+            f"the certificate of Redis at {address} is not to be trusted: {reason}. Check the host's name in it, and "
+            "?ssl_ca_certs="
+        )
+    return UnavailableError(f"cannot reach Redis at {address}: {reason}")
+
+
 def _fault(error: Exception, address: str) -> OnceflowError:
-    if isinstance(error, _FORBIDDEN):
+    if isinstance(error, _FORBIDDEN_TYPES) or _FORBIDDEN.search(str(error)):
         return ConfigError(f"Redis at {address} refuses these credentials: {error}. Check user, password and ACL")
     if isinstance(error, errors.InvalidResponse):
         return ConfigError(f"what answers at {address} is not Redis: check the address")

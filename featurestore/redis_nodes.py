@@ -113,7 +113,7 @@ class OneNode:
 
 
 class WatchedNode(OneNode):
-    """The master that sentinels name."""
+    """The master that sentinels name; a server that they name still, but that is a replica now, is not used."""
 
     def __init__(self, pool: ConnectionPool, address: str, sentinel: Sentinel) -> None:
         super().__init__(pool, address)
@@ -123,6 +123,14 @@ class WatchedNode(OneNode):
         """Close every connection, also those to the sentinels."""
         await super().close()
         await asyncio.gather(*(each.aclose() for each in self._sentinel.sentinels))
+
+
+async def _greet_master(connection: Any) -> None:  # noqa: ANN401 - a connection of redis-py
+    """Begin a connection; ConnectionError from a replica, which would serve old states."""
+    await connection.on_connect()
+    await connection.send_command("ROLE", check_health=False)
+    if (await connection.read_response(disable_decoding=True))[0] != b"master":
+        raise errors.ConnectionError(f"{connection.host}:{connection.port}, which sentinels name, is a replica")
 
 
 class ClusterNodes:
@@ -223,5 +231,6 @@ def _watched(hosts: Sequence[tuple[str, int]], master: str, options: dict[str, A
     secure = {"ssl": True} if options.pop("connection_class", None) is SSLConnection else {}
     encrypted = {name: value for name, value in options.items() if name.startswith("ssl_")} | secure
     sentinel = Sentinel(hosts, sentinel_kwargs={**_OPTIONS, **encrypted})  # type: ignore[no-untyped-call]
-    pool = SentinelConnectionPool(master, sentinel, **{**_OPTIONS, **options, **secure})  # type: ignore[no-untyped-call]
+    ours = {**_OPTIONS, **options, **secure, "redis_connect_func": _greet_master}
+    pool = SentinelConnectionPool(master, sentinel, **ours)  # type: ignore[no-untyped-call]
     return WatchedNode(pool, f"{master} of {','.join(f'{host}:{port}' for host, port in hosts)}", sentinel)

@@ -232,3 +232,23 @@ def test_after_a_failover_the_store_goes_on_with_the_new_master(tmp_path):
 
         assert asyncio.run(main()) == ([3], {b"3"})
         assert servers.asked()["port"] == servers.replica.port
+
+
+def test_a_master_that_was_demoted_serves_no_old_states_while_sentinels_name_it_still(tmp_path):
+    with Watched(tmp_path) as servers:
+
+        async def main():
+            async with opened(servers.url) as store:
+                await begun(store, "t", 1)
+            with servers.master.admin() as admin:
+                admin.replicaof("127.0.0.1", servers.replica.port)
+                async with opened(servers.url, patience=0) as store:
+                    with pytest.raises(UnavailableError, match=f":{servers.master.port}, which .* is a replica"):
+                        await store.positions(VIEW, "t", 1)
+                async with opened(servers.url, patience=30) as store:
+                    waiting = asyncio.create_task(found(store, "t", 1))
+                    await asyncio.sleep(0.2)
+                    admin.replicaof("NO", "ONE")
+                    return await waiting
+
+        assert asyncio.run(main()) == ([1], {b"1"})
