@@ -39,7 +39,8 @@ __all__ = ["TP", "Batch", "BatchSchema", "Consumer", "Delivery", "Transport", "b
 log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
 FEW, LINGER = 1_000, 0.005
-"""When a fetch brings fewer rows, it is looked for more for so many seconds: a turn costs as much for one row."""
+"""When a fetch brings fewer rows, it is looked for more for so many seconds: what was sent together comes partition by
+partition, and a turn costs as much for one row."""
 FETCH_PATIENCE = 2.0
 """Seconds that a first fetch may take before a position is taken to be refused."""
 
@@ -223,7 +224,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._fetched_at = self.loop.time()
         batches = dict(await self._getmany(self._wanted, timeout))
         if batches and sum(map(len, chain.from_iterable(batches.values()))) < FEW:
-            await asyncio.sleep(LINGER)  # what was sent together comes partition by partition, and is best done together
+            await asyncio.sleep(LINGER)
             for tp, more in (await self._getmany(self._wanted, 0.0)).items():
                 batches[tp] = [*batches.get(tp, []), *more]
         return (batches if self.flow_active else None), None
