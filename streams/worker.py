@@ -12,7 +12,6 @@ Turns overlap by one: while the outcome of one is stored, the next is computed, 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,9 +23,9 @@ import numpy as np
 import polars as pl
 
 from featurestore.align import Aligner, Chunk, Partition
-from featurestore.confluent import Loads, Schemas, ids_of
+from featurestore.confluent import Loads, Schemas
 from featurestore.definitions import View
-from featurestore.errors import FencedError, GapError, UnavailableError
+from featurestore.errors import FencedError, GapError, StateError
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
@@ -35,6 +34,7 @@ from streams.messages import Message
 from streams.mirror import Mirror, archive_table
 from streams.processor import Processor
 from streams.publisher import Publisher
+from streams.schemas import known_schemas
 from streams.stats import Stats
 from streams.transport import TP, Batch, end_offsets
 from streams.work import Turn, Work
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
     from streams.app import App
 
 
-log = logging.getLogger(__name__)
-
-RETRY_SECONDS = 1.0
-"""Seconds until a schema registry that is away is asked again."""
 FLUSH_SECONDS = 5.0
 """How long what has come may be missing from the files of a live worker."""
 
@@ -142,12 +138,24 @@ class Worker:
                 await self.mirror.forget()
             starts: dict[TP, int | None] = {}
             mine = [(tp.topic, tp.partition) for tp in tps if tp.topic in self.sources]
+            self._check_known(mine)
             for partition, start in zip(mine, await asyncio.gather(*map(self._claim, mine)), strict=True):
                 starts[TP(*partition)] = start
             for tp in tps:
                 if self.mirror is not None and tp.topic in self.mirrored:
                     starts[tp] = self.mirror.position(tp.topic, tp.partition)
             return starts
+
+    def _check_known(self, partitions: Sequence[Partition]) -> None:
+        """Refuse partitions that were added while this worker ran: keys have moved to them, and states have not."""
+        for topic, partition in partitions:
+            if partition >= self.partitions[topic]:
+                raise StateError(
+                    f"{topic} had {self.partitions[topic]} partitions when this worker started, and has more now: "
+                    "events of a key may lie in another partition than its state. Stop the workers; start them again "
+                    "where the source has no partitioner, for then reads merge all partitions, or else replay the topic "
+                    "into one with the new number of partitions"
+                )
 
     async def _claim(self, partition: Partition) -> int | None:
         """Take a source partition on; returns the first offset that something here still needs."""
@@ -191,24 +199,10 @@ class Worker:
     async def receive(self, batch: Batch) -> None:
         """Take a batch from Kafka."""
         if batch.topic in self.sources:
-            self._take(batch, await self._schemas(batch))
+            self._take(batch, await known_schemas(self.schemas, self.sources[batch.topic], batch))
         elif self.mirror is not None:
             await self.mirror.take(batch)
         self._wake.set()
-
-    async def _schemas(self, batch: Batch) -> Mapping[int, Loads]:
-        """What reads the records of a batch that name schemas; waits while the registry is away."""
-        if self.schemas is None or not self.sources[batch.topic].registered:
-            return {}
-        ids, told = ids_of(batch.values), False
-        while True:
-            try:
-                return await asyncio.to_thread(self.schemas.loaders, ids)
-            except UnavailableError as error:
-                if not told:
-                    log.warning("%s; retrying", error)
-                    told = True
-                await asyncio.sleep(RETRY_SECONDS)
 
     def _take(self, batch: Batch, schemas: Mapping[int, Loads]) -> None:
         partition = (batch.topic, batch.partition)

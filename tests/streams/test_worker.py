@@ -14,6 +14,7 @@ import duckdb
 import polars as pl
 import pytest
 import redis
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from featurestore import oracle
 from featurestore.errors import FencedError, FormatError, GapError, StateError
@@ -192,6 +193,18 @@ def test_a_worker_without_memory_for_states_reads_them_again_and_ends_with_the_s
     worker = replace(worker, options=replace(worker.options, memory=0))
     run_worker(worker, settings)
     check_all(worker, definitions, settings, records, tmp_path / "once")
+
+
+def test_partitions_that_are_added_under_a_worker_stop_it_with_instructions(real_pair, tmp_path):
+    tag = tagged()
+    produce(real_pair.kafka, tag, history(tag, 20))
+    definitions, settings = shop(tag), settings_of(real_pair, tag, tmp_path, mode="live", mirror=False, archive=False)
+    worker = build_worker(definitions, settings)
+    admin = AdminClient({"bootstrap.servers": real_pair.kafka})
+    for made in admin.create_partitions([NewPartitions(f"clicks-{tag}", PARTITIONS + 1)]).values():
+        made.result(20)
+    with pytest.raises(StateError, match=f"clicks-{tag} had {PARTITIONS} partitions when this worker started"):
+        run_worker(worker, settings)
 
 
 def test_a_replayed_prediction_sees_all_that_has_come_by_its_time_and_never_the_future(pair, tmp_path):
