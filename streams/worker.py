@@ -153,8 +153,8 @@ class Worker:
                 raise StateError(
                     f"{topic} had {self.partitions[topic]} partitions when this worker started, and has more now: "
                     "events of a key may lie in another partition than its state. Stop the workers; start them again "
-                    "where the source has no partitioner, for then reads merge all partitions, or else replay the topic "
-                    "into one with the new number of partitions"
+                    "where the source has no partitioner, for then reads merge all partitions, or else replay the "
+                    "topic into one with the new number of partitions"
                 )
 
     async def _claim(self, partition: Partition) -> int | None:
