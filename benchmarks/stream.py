@@ -32,6 +32,8 @@ from onceflow.produce import ensure_topics, produce_frames
 EVENTS = 2_000_000
 RUNS = 3
 PROBES = 200
+LOAD = 500_000
+"""Events a second of which freshness is measured at a share, where a worker reaches them."""
 CALM_RATE, CALM_SECONDS = 1_000, 10.0
 PATIENCE_SECONDS = 60.0
 REPLAY = ("worker", "--mode", "replay")
@@ -274,7 +276,7 @@ def main(
         say("two workers in a group, of one", two / one)
         if len(place.cores) < 3:
             print("  (of two workers on this machine, one shares its core with the servers)")
-    tell_freshness(share * plain, probes, calm_seconds)
+    tell_freshness(share * min(plain, LOAD), probes, calm_seconds)
     if long:
         with rig() as place:
             for done, used in memory(place, long):
