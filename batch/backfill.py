@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from featurestore.engine import NO_ENTITY, ViewState
 from featurestore.errors import DataError
 from featurestore.expressions import FEATURE_TYPES, TYPES
 from featurestore.flow import Flow
-from featurestore.frames import META, entity_codes, feature_frame, lane_inputs
+from featurestore.frames import META, feature_frame, lane_inputs, numbered
 from featurestore.kernel import Steps, layout
 from featurestore.plan import compiled
 from featurestore.planned import Plan
@@ -103,15 +104,14 @@ def at_rows(
             f"view {view.name!r} has sessions, which depend on the order in which events came, and these came out of "
             'order: use mode "arrival", or features after every event'
         )
-    names, event_codes, row_codes = _numbered(view, accepted, asked)
-    values = accepted["_time" if mode == "event_time" else "_timestamp"].to_numpy()
-    seen = np.zeros(names + 1, np.bool_)  # the last is NO_ENTITY's
-    seen[row_codes] = True
-    seen[NO_ENTITY] = False
-    useful = seen[event_codes] & (values <= (times.max() if len(times) else 0))
-    needed = accepted.select("_partition", "_time", *plan.columns).filter(pl.Series(useful))
-    log = _Log(needed, event_codes[useful], values[useful])
+    count, event_codes, row_codes = _numbered(view, accepted, asked)
     entities, instants, place = _distinct(row_codes, times)
+    last = np.full(count + 1, np.iinfo(np.int64).min)  # when each entity is asked for the last time
+    last[entities] = instants
+    last[NO_ENTITY] = last.min()
+    values = accepted["_time" if mode == "event_time" else "_timestamp"].to_numpy()
+    seen = np.flatnonzero(values <= last[event_codes])
+    log = _Log(accepted.select("_partition", "_time", *plan.columns), seen, event_codes[seen], values[seen])
     torn = _torn(log, entities, instants)
     found = _sweep(plan, log, entities[~torn], instants[~torn])
     if torn.any():
@@ -136,23 +136,28 @@ def time_column(view: View, rows: pl.DataFrame) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Log:
-    """Events in offset order by partition, the entity of each, and the time at which each begins to count."""
+    """Some events in offset order by partition, the entity of each, and the time at which each begins to count."""
 
-    events: pl.DataFrame
+    every: pl.DataFrame
+    places: Ints  # of these events among all
     entities: Ints
     values: Ints
 
     @property
+    def events(self) -> pl.DataFrame:
+        return self.every[self.places]
+
+    @cached_property
     def keys(self) -> Ints:
         """The newest value that the entity has shown on the partition up to each event."""
-        partitions = self.events["_partition"].to_numpy()
+        partitions = self.every["_partition"].to_numpy()[self.places]
         if not ((np.diff(self.values) < 0) & (np.diff(partitions) == 0)).any():
             return self.values
         frame = pl.DataFrame({"e": self.entities, "p": partitions, "v": self.values})
         return frame.select(pl.col("v").cum_max().over("e", "p")).to_series().to_numpy()
 
     def __getitem__(self, rows: Ints | slice) -> _Log:
-        return _Log(self.events[rows], self.entities[rows], self.values[rows])
+        return _Log(self.every, self.places[rows], self.entities[rows], self.values[rows])
 
 
 def _checked_rows(view: View, rows: pl.DataFrame, time: str) -> pl.DataFrame:
@@ -201,19 +206,26 @@ def _accepted(view: View, events: pl.DataFrame) -> pl.DataFrame:
 def _numbered(view: View, events: pl.DataFrame, rows: pl.DataFrame) -> tuple[int, Ints, Ints]:
     """How many entities there are, and the number of each event's and each row's."""
     keys = list(view.entity.keys)
-    codes, names = entity_codes(pl.concat([events.select(keys), rows.select(keys)]), keys)
-    codes = np.where(codes < 0, NO_ENTITY, codes)
-    return len(names), codes[: len(events)], codes[len(events) :]
+    codes, entities = numbered(pl.concat([events.select(keys), rows.select(keys)]), keys)
+    return len(entities), codes[: len(events)], codes[len(events) :]
 
 
 def _distinct(entities: Ints, times: Ints) -> tuple[Ints, Ints, Ints]:
     """The distinct (entity, time) pairs, and which of them each row is: an airport asks often in one minute."""
-    order = np.lexsort((times, entities))
+    order = _by_entity(entities, times)
     new = np.ones(len(order), np.bool_)
     new[1:] = (np.diff(entities[order]) != 0) | (np.diff(times[order]) != 0)
     place = np.empty(len(order), np.int64)
     place[order] = np.cumsum(new) - 1
     return entities[order][new], times[order][new], place
+
+
+def _by_entity(entities: Ints, keys: Ints) -> Ints:
+    """Positions in order of entity, then key, then their own."""
+    by_key = np.argsort(keys, kind="stable")  # takes no time where they ascend, as they mostly do
+    groups = entities[by_key] - NO_ENTITY
+    order: Ints = by_key[kernel.by_group(groups, int(groups.max(initial=0)) + 1)]
+    return order
 
 
 def _torn(log: _Log, entities: Ints, times: Ints) -> Bools:
@@ -238,12 +250,10 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
 
     The rows are in order of entity, then time; one entity is done after the other, while its state is at hand.
     """
-    keys, count = log.keys, int(max(log.entities.max(initial=-1), entities.max(initial=-1))) + 1
-    by_key = np.argsort(keys, kind="stable")
-    order = by_key[kernel.by_group(log.entities[by_key], count)]
-    log, keys = log[order], keys[order]
-    state = ViewState(plan, partitions_of(log.events))
-    state.number([b"%d" % i for i in range(count)])
+    order = _by_entity(log.entities, log.keys)
+    log, keys = log[order], log.keys[order]
+    count = int(max(log.entities.max(initial=-1), entities.max(initial=-1))) + 1
+    state = ViewState(plan, partitions_of(log.every), count)
     steps = kernel.merged_by_group(log.entities, keys, entities, times)
     found = [_no_features(plan.view)]
     event = row = 0
@@ -253,18 +263,21 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
         asked = slice(row, row + len(folds) - fresh)
         found.append(_run(state, log[event : event + fresh], event, folds, entities[asked], times[asked]))
         event, row = event + fresh, asked.stop
-    return pl.concat(found)
+    return pl.concat(found, rechunk=True)
 
 
 def _run(state: ViewState, log: _Log, first: int, folds: Bools, entities: Ints, times: Ints) -> pl.DataFrame:
     """Fold the log, from its event `first` on, and read rows in between, as `folds` says; the rows' features."""
     events = log.events
-    steps = Steps(*(np.full(len(folds), -1, np.int64) for _ in Steps._fields))
-    steps.row[folds] = np.arange(len(events))
-    steps.entity[folds], steps.entity[~folds] = log.entities, entities
-    steps.partition[folds] = events["_partition"].to_numpy()
-    steps.time[folds], steps.time[~folds] = events["_time"].to_numpy(), times
-    steps.offset[folds] = np.arange(first, first + len(events))  # not their own: by time they may not ascend
+    partitions, event_times = events["_partition"].to_numpy(), events["_time"].to_numpy()
+    place = np.where(folds, np.cumsum(folds) - 1, len(events) + np.cumsum(~folds) - 1)  # among events, then rows
+    steps = Steps(
+        np.where(folds, place, -1),
+        np.concatenate([log.entities, entities])[place],
+        np.concatenate([partitions, np.zeros(len(entities), np.int64)])[place],
+        np.concatenate([event_times, times])[place],
+        first + place,  # not their own: by time they may not ascend
+    )
     results = state.run(steps, lane_inputs(state.plan, events, state.texts), emit=False)
     reads = np.flatnonzero(~folds)
     effective = pl.Series("_effective", results.effective[reads])
@@ -285,9 +298,9 @@ def _copied(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
         starts = np.cumsum(counts[rows]) - counts[rows]
         source = np.arange(len(owner)) - np.repeat(starts - first[rows], counts[rows])
         at = times[rows][owner]
-        counted = (log.values[source] <= at) & (log.events["_time"].to_numpy()[source] >= _oldest(plan, at))
+        counted = (log.values[source] <= at) & (log.every["_time"].to_numpy()[log.places[source]] >= _oldest(plan, at))
         mine = log[source[counted]]
-        own = _Log(mine.events, owner[counted], mine.values)
+        own = dataclasses.replace(mine, entities=owner[counted])
         found.append(_sweep(plan, own, np.arange(len(rows)), times[rows]))
     return pl.concat(found)
 
