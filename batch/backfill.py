@@ -13,7 +13,7 @@ of its entity, made of its own events only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -30,7 +30,7 @@ from featurestore.errors import DataError
 from featurestore.expressions import FEATURE_TYPES, TYPES
 from featurestore.flow import Flow
 from featurestore.frames import META, feature_frame, lane_inputs, numbered
-from featurestore.kernel import Steps, layout
+from featurestore.kernel import Results, Steps, layout
 from featurestore.plan import compiled
 from featurestore.planned import Plan
 from featurestore.times import ENDLESS
@@ -39,8 +39,10 @@ Mode = Literal["event_time", "arrival"]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-#: Events and rows that the kernel is given at a time.
+#: Events that the kernel is given at a time.
 STEPS = 100_000
+#: Steps of a sweep that the kernel is given at a time: what it writes of rows is taken from a processor's cache.
+_SWEPT = 1 << 14
 #: Copies of events that torn rows may need at a time.
 _COPIES = 2_000_000
 
@@ -115,7 +117,7 @@ def at_rows(
     torn = _torn(log, entities, instants)
     found = _sweep(plan, log, entities[~torn], instants[~torn])
     if torn.any():
-        found = pl.concat([found, _copied(plan, log, entities[torn], instants[torn])])
+        found = pl.concat([found, _copied(plan, log, entities[torn], instants[torn])], rechunk=True)
         place = np.argsort(np.argsort(torn, kind="stable"))[place]
     return rows.hstack(found[place])
 
@@ -145,7 +147,8 @@ class _Log:
 
     @property
     def events(self) -> pl.DataFrame:
-        return self.every[self.places]
+        """The events, each with its `_entity`."""
+        return self.every[self.places].with_columns(pl.Series("_entity", self.entities))
 
     @cached_property
     def keys(self) -> Ints:
@@ -250,38 +253,59 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
 
     The rows are in order of entity, then time; one entity is done after the other, while its state is at hand.
     """
+    if not len(entities):
+        return _no_features(plan.view)
     order = _by_entity(log.entities, log.keys)
-    log, keys = log[order], log.keys[order]
-    count = int(max(log.entities.max(initial=-1), entities.max(initial=-1))) + 1
+    events, keys = log[order].events, log.keys[order]
+    count = int(max(log.entities.max(initial=NO_ENTITY), entities.max())) + 1
     state = ViewState(plan, partitions_of(log.every), count)
-    steps = kernel.merged_by_group(log.entities, keys, entities, times)
-    found = [_no_features(plan.view)]
+    steps = kernel.merged_by_group(events["_entity"].to_numpy(), keys, entities, times)
+    found = []
     event = row = 0
-    for at in range(0, len(steps), STEPS):
-        folds = steps[at : at + STEPS] < len(keys)
-        fresh = int(folds.sum())
-        asked = slice(row, row + len(folds) - fresh)
-        found.append(_run(state, log[event : event + fresh], event, folds, entities[asked], times[asked]))
+    for at in range(0, len(steps), _SWEPT):
+        mine = steps[at : at + _SWEPT]
+        folds = mine < len(keys)
+        fresh = int(np.count_nonzero(folds))
+        asked = slice(row, row + len(mine) - fresh)
+        place = mine - np.where(folds, event, len(keys) + row - fresh)
+        found.append(_run(state, events[event : event + fresh], event, place, entities[asked], times[asked]))
         event, row = event + fresh, asked.stop
-    return pl.concat(found, rechunk=True)
+    results = _joined(plan, found)
+    effective = pl.Series("_effective", results.effective)
+    return pl.DataFrame([effective]).hstack(feature_frame(plan, results, slice(None), state.texts))
 
 
-def _run(state: ViewState, log: _Log, first: int, folds: Bools, entities: Ints, times: Ints) -> pl.DataFrame:
-    """Fold the log, from its event `first` on, and read rows in between, as `folds` says; the rows' features."""
-    events = log.events
-    partitions, event_times = events["_partition"].to_numpy(), events["_time"].to_numpy()
-    place = np.where(folds, np.cumsum(folds) - 1, len(events) + np.cumsum(~folds) - 1)  # among events, then rows
+def _run(state: ViewState, events: pl.DataFrame, first: int, place: Ints, entities: Ints, times: Ints) -> Results:
+    """Fold events, from the sweep's event `first` on, and read rows in between; the results of the rows.
+
+    `place` says which of the events, or else of the rows behind them, each step is.
+    """
+    owners, partitions, event_times = (events[name].to_numpy() for name in ("_entity", "_partition", "_time"))
+    folds = place < len(events)
     steps = Steps(
         np.where(folds, place, -1),
-        np.concatenate([log.entities, entities])[place],
+        np.concatenate([owners, entities])[place],
         np.concatenate([partitions, np.zeros(len(entities), np.int64)])[place],
         np.concatenate([event_times, times])[place],
         first + place,  # not their own: by time they may not ascend
     )
     results = state.run(steps, lane_inputs(state.plan, events, state.texts), emit=False)
     reads = np.flatnonzero(~folds)
-    effective = pl.Series("_effective", results.effective[reads])
-    return pl.DataFrame([effective]).hstack(feature_frame(state.plan, results, reads, state.texts))
+    words, valid = results.words.take(reads, axis=1), results.valid.take(reads, axis=1)
+    effective, status = results.effective[reads], results.status[reads]
+    return Results(words, words.view(np.float64), valid, effective, status, results.items.copy())
+
+
+def _joined(plan: Plan, parts: Sequence[Results]) -> Results:
+    """Results one after another, as one: lists and maps begin behind those of the parts before."""
+    nested = np.array([feature.type not in TYPES for feature in plan.outputs])
+    begin = 0
+    for part in parts:
+        part.words[nested] += begin
+        begin += len(part.items)
+    names = ("words", "valid", "effective", "status", "items")
+    whole = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
+    return Results(reals=whole["words"].view(np.float64), **whole)
 
 
 def _copied(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:

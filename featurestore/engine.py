@@ -170,7 +170,7 @@ class ViewState:
             ):
                 self._make_room(int(self._words[layout.WANTED]))
                 results = self._with_room(results)
-        return results
+        return results._replace(items=results.items[: self._words[layout.ITEMS]])
 
     def _with_room(self, results: Results) -> Results:
         """Results with room for the lists that are wanted next."""

@@ -128,7 +128,7 @@ def feature_columns(
     return out
 
 
-def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64], texts: Texts) -> pl.DataFrame:
+def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64] | slice, texts: Texts) -> pl.DataFrame:
     """All features of the view for the steps in `rows`: stored ones and, computed from them, derived ones."""
     stored = feature_columns(plan, results, texts, rows)
     frame = pl.DataFrame(pa.table({name: stored[name] for name in plan.view.outputs if name in stored}))
