@@ -13,7 +13,8 @@ of its entity, made of its own events only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -28,8 +29,8 @@ from featurestore.engine import NO_ENTITY, ViewState
 from featurestore.errors import DataError
 from featurestore.expressions import FEATURE_TYPES, TYPES
 from featurestore.flow import Flow
-from featurestore.frames import META, entity_codes, feature_frame, lane_inputs
-from featurestore.kernel import Steps, layout
+from featurestore.frames import META, feature_frame, lane_inputs, numbered
+from featurestore.kernel import Results, Steps, layout
 from featurestore.plan import compiled
 from featurestore.planned import Plan
 from featurestore.times import ENDLESS
@@ -38,8 +39,10 @@ Mode = Literal["event_time", "arrival"]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-#: Events and rows that the kernel is given at a time.
+#: Events that the kernel is given at a time.
 STEPS = 100_000
+#: Steps of a sweep that the kernel is given at a time: what it writes of rows is taken from a processor's cache.
+_SWEPT = 1 << 14
 #: Copies of events that torn rows may need at a time.
 _COPIES = 2_000_000
 
@@ -103,19 +106,18 @@ def at_rows(
             f"view {view.name!r} has sessions, which depend on the order in which events came, and these came out of "
             'order: use mode "arrival", or features after every event'
         )
-    names, event_codes, row_codes = _numbered(view, accepted, asked)
-    values = accepted["_time" if mode == "event_time" else "_timestamp"].to_numpy()
-    seen = np.zeros(names + 1, np.bool_)  # the last is NO_ENTITY's
-    seen[row_codes] = True
-    seen[NO_ENTITY] = False
-    useful = seen[event_codes] & (values <= (times.max() if len(times) else 0))
-    needed = accepted.select("_partition", "_time", *plan.columns).filter(pl.Series(useful))
-    log = _Log(needed, event_codes[useful], values[useful])
+    count, event_codes, row_codes = _numbered(view, accepted, asked)
     entities, instants, place = _distinct(row_codes, times)
+    last = np.full(count + 1, np.iinfo(np.int64).min)  # when each entity is asked for the last time
+    last[entities] = instants
+    last[NO_ENTITY] = last.min()
+    values = accepted["_time" if mode == "event_time" else "_timestamp"].to_numpy()
+    seen = np.flatnonzero(values <= last[event_codes])
+    log = _Log(accepted.select("_partition", "_time", *plan.columns), seen, event_codes[seen], values[seen])
     torn = _torn(log, entities, instants)
     found = _sweep(plan, log, entities[~torn], instants[~torn])
     if torn.any():
-        found = pl.concat([found, _copied(plan, log, entities[torn], instants[torn])])
+        found = pl.concat([found, _copied(plan, log, entities[torn], instants[torn])], rechunk=True)
         place = np.argsort(np.argsort(torn, kind="stable"))[place]
     return rows.hstack(found[place])
 
@@ -136,23 +138,29 @@ def time_column(view: View, rows: pl.DataFrame) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Log:
-    """Events in offset order by partition, the entity of each, and the time at which each begins to count."""
+    """Some events in offset order by partition, the entity of each, and the time at which each begins to count."""
 
-    events: pl.DataFrame
+    every: pl.DataFrame
+    places: Ints  # of these events among all
     entities: Ints
     values: Ints
 
     @property
+    def events(self) -> pl.DataFrame:
+        """The events, each with its `_entity`."""
+        return self.every[self.places].with_columns(pl.Series("_entity", self.entities))
+
+    @cached_property
     def keys(self) -> Ints:
         """The newest value that the entity has shown on the partition up to each event."""
-        partitions = self.events["_partition"].to_numpy()
+        partitions = self.every["_partition"].to_numpy()[self.places]
         if not ((np.diff(self.values) < 0) & (np.diff(partitions) == 0)).any():
             return self.values
         frame = pl.DataFrame({"e": self.entities, "p": partitions, "v": self.values})
         return frame.select(pl.col("v").cum_max().over("e", "p")).to_series().to_numpy()
 
     def __getitem__(self, rows: Ints | slice) -> _Log:
-        return _Log(self.events[rows], self.entities[rows], self.values[rows])
+        return _Log(self.every, self.places[rows], self.entities[rows], self.values[rows])
 
 
 def _checked_rows(view: View, rows: pl.DataFrame, time: str) -> pl.DataFrame:
@@ -201,19 +209,26 @@ def _accepted(view: View, events: pl.DataFrame) -> pl.DataFrame:
 def _numbered(view: View, events: pl.DataFrame, rows: pl.DataFrame) -> tuple[int, Ints, Ints]:
     """How many entities there are, and the number of each event's and each row's."""
     keys = list(view.entity.keys)
-    codes, names = entity_codes(pl.concat([events.select(keys), rows.select(keys)]), keys)
-    codes = np.where(codes < 0, NO_ENTITY, codes)
-    return len(names), codes[: len(events)], codes[len(events) :]
+    codes, entities = numbered(pl.concat([events.select(keys), rows.select(keys)]), keys)
+    return len(entities), codes[: len(events)], codes[len(events) :]
 
 
 def _distinct(entities: Ints, times: Ints) -> tuple[Ints, Ints, Ints]:
     """The distinct (entity, time) pairs, and which of them each row is: an airport asks often in one minute."""
-    order = np.lexsort((times, entities))
+    order = _by_entity(entities, times)
     new = np.ones(len(order), np.bool_)
     new[1:] = (np.diff(entities[order]) != 0) | (np.diff(times[order]) != 0)
     place = np.empty(len(order), np.int64)
     place[order] = np.cumsum(new) - 1
     return entities[order][new], times[order][new], place
+
+
+def _by_entity(entities: Ints, keys: Ints) -> Ints:
+    """Positions in order of entity, then key, then their own."""
+    by_key = np.argsort(keys, kind="stable")  # takes no time where they ascend, as they mostly do
+    groups = entities[by_key] - NO_ENTITY
+    order: Ints = by_key[kernel.by_group(groups, int(groups.max(initial=0)) + 1)]
+    return order
 
 
 def _torn(log: _Log, entities: Ints, times: Ints) -> Bools:
@@ -238,37 +253,59 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
 
     The rows are in order of entity, then time; one entity is done after the other, while its state is at hand.
     """
-    keys, count = log.keys, int(max(log.entities.max(initial=-1), entities.max(initial=-1))) + 1
-    by_key = np.argsort(keys, kind="stable")
-    order = by_key[kernel.by_group(log.entities[by_key], count)]
-    log, keys = log[order], keys[order]
-    state = ViewState(plan, partitions_of(log.events))
-    state.number([b"%d" % i for i in range(count)])
-    steps = kernel.merged_by_group(log.entities, keys, entities, times)
-    found = [_no_features(plan.view)]
+    if not len(entities):
+        return _no_features(plan.view)
+    order = _by_entity(log.entities, log.keys)
+    events, keys = log[order].events, log.keys[order]
+    count = int(max(log.entities.max(initial=NO_ENTITY), entities.max())) + 1
+    state = ViewState(plan, partitions_of(log.every), count)
+    steps = kernel.merged_by_group(events["_entity"].to_numpy(), keys, entities, times)
+    found = []
     event = row = 0
-    for at in range(0, len(steps), STEPS):
-        folds = steps[at : at + STEPS] < len(keys)
-        fresh = int(folds.sum())
-        asked = slice(row, row + len(folds) - fresh)
-        found.append(_run(state, log[event : event + fresh], event, folds, entities[asked], times[asked]))
+    for at in range(0, len(steps), _SWEPT):
+        mine = steps[at : at + _SWEPT]
+        folds = mine < len(keys)
+        fresh = int(np.count_nonzero(folds))
+        asked = slice(row, row + len(mine) - fresh)
+        place = mine - np.where(folds, event, len(keys) + row - fresh)
+        found.append(_run(state, events[event : event + fresh], event, place, entities[asked], times[asked]))
         event, row = event + fresh, asked.stop
-    return pl.concat(found)
+    results = _joined(plan, found)
+    effective = pl.Series("_effective", results.effective)
+    return pl.DataFrame([effective]).hstack(feature_frame(plan, results, slice(None), state.texts))
 
 
-def _run(state: ViewState, log: _Log, first: int, folds: Bools, entities: Ints, times: Ints) -> pl.DataFrame:
-    """Fold the log, from its event `first` on, and read rows in between, as `folds` says; the rows' features."""
-    events = log.events
-    steps = Steps(*(np.full(len(folds), -1, np.int64) for _ in Steps._fields))
-    steps.row[folds] = np.arange(len(events))
-    steps.entity[folds], steps.entity[~folds] = log.entities, entities
-    steps.partition[folds] = events["_partition"].to_numpy()
-    steps.time[folds], steps.time[~folds] = events["_time"].to_numpy(), times
-    steps.offset[folds] = np.arange(first, first + len(events))  # not their own: by time they may not ascend
+def _run(state: ViewState, events: pl.DataFrame, first: int, place: Ints, entities: Ints, times: Ints) -> Results:
+    """Fold events, from the sweep's event `first` on, and read rows in between; the results of the rows.
+
+    `place` says which of the events, or else of the rows behind them, each step is.
+    """
+    owners, partitions, event_times = (events[name].to_numpy() for name in ("_entity", "_partition", "_time"))
+    folds = place < len(events)
+    steps = Steps(
+        np.where(folds, place, -1),
+        np.concatenate([owners, entities])[place],
+        np.concatenate([partitions, np.zeros(len(entities), np.int64)])[place],
+        np.concatenate([event_times, times])[place],
+        first + place,  # not their own: by time they may not ascend
+    )
     results = state.run(steps, lane_inputs(state.plan, events, state.texts), emit=False)
     reads = np.flatnonzero(~folds)
-    effective = pl.Series("_effective", results.effective[reads])
-    return pl.DataFrame([effective]).hstack(feature_frame(state.plan, results, reads, state.texts))
+    words, valid = results.words.take(reads, axis=1), results.valid.take(reads, axis=1)
+    effective, status = results.effective[reads], results.status[reads]
+    return Results(words, words.view(np.float64), valid, effective, status, results.items.copy())
+
+
+def _joined(plan: Plan, parts: Sequence[Results]) -> Results:
+    """Results one after another, as one: lists and maps begin behind those of the parts before."""
+    nested = np.array([feature.type not in TYPES for feature in plan.outputs])
+    begin = 0
+    for part in parts:
+        part.words[nested] += begin
+        begin += len(part.items)
+    names = ("words", "valid", "effective", "status", "items")
+    whole = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
+    return Results(reals=whole["words"].view(np.float64), **whole)
 
 
 def _copied(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
@@ -285,9 +322,9 @@ def _copied(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
         starts = np.cumsum(counts[rows]) - counts[rows]
         source = np.arange(len(owner)) - np.repeat(starts - first[rows], counts[rows])
         at = times[rows][owner]
-        counted = (log.values[source] <= at) & (log.events["_time"].to_numpy()[source] >= _oldest(plan, at))
+        counted = (log.values[source] <= at) & (log.every["_time"].to_numpy()[log.places[source]] >= _oldest(plan, at))
         mine = log[source[counted]]
-        own = _Log(mine.events, owner[counted], mine.values)
+        own = dataclasses.replace(mine, entities=owner[counted])
         found.append(_sweep(plan, own, np.arange(len(rows)), times[rows]))
     return pl.concat(found)
 

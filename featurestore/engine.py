@@ -42,7 +42,8 @@ class Changes:
 class ViewState:
     """State of one view over all partitions of its source. Entities are known by number, in order of first sight."""
 
-    def __init__(self, plan: Plan, partitions: int) -> None:
+    def __init__(self, plan: Plan, partitions: int, nameless: int = 0) -> None:
+        """Hold nothing yet; of `nameless` entities, by number alone, no state is ever stored."""
         self.plan = plan
         self.partitions = partitions
         self.names = Names()
@@ -54,6 +55,7 @@ class ViewState:
         self._used = np.zeros(64, np.int32)  # by entity: when it was used last, in turns
         self._turn = 0
         self._memory = GrowingWords(plan.memory(partitions, _SIZES.tolist()))
+        self._grow_entities(nameless)
 
     @property
     def _words(self) -> NDArray[np.int64]:
@@ -168,7 +170,7 @@ class ViewState:
             ):
                 self._make_room(int(self._words[layout.WANTED]))
                 results = self._with_room(results)
-        return results
+        return results._replace(items=results.items[: self._words[layout.ITEMS]])
 
     def _with_room(self, results: Results) -> Results:
         """Results with room for the lists that are wanted next."""

@@ -85,9 +85,15 @@ def lane_inputs(plan: Plan, frame: pl.DataFrame, texts: Texts) -> Inputs:
 
 def entity_codes(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.int64], list[bytes]]:
     """For each row the position of its entity in the list of distinct encoded keys; -1 where a key column is null."""
+    codes, entities = numbered(frame, keys)
+    return codes, _encoded(entities)
+
+
+def numbered(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.int64], pl.DataFrame]:
+    """For each row the position of its entity among the distinct ones, in a frame; -1 where a key column is null."""
     if len(keys) == 1 and not frame[keys[0]].null_count():
         part = frame[keys[0]].to_arrow().dictionary_encode()
-        return part.indices.to_numpy().astype(np.int64), _encoded(pl.DataFrame({keys[0]: pl.Series(part.dictionary)}))
+        return part.indices.to_numpy().astype(np.int64), pl.DataFrame({keys[0]: pl.Series(part.dictionary)})
     codes, width = np.zeros(len(frame), np.int64), 1  # codes lie below the width
     null = np.zeros(len(frame), np.bool_)
     for key in keys:
@@ -102,7 +108,7 @@ def entity_codes(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.i
     codes[null] = -1
     distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     skip = int(len(distinct) > 0 and distinct[0] < 0)
-    return inverse.reshape(-1) - skip, _encoded(frame.select(keys)[first[skip:]])
+    return inverse.reshape(-1) - skip, frame.select(keys)[first[skip:]]
 
 
 def _encoded(entities: pl.DataFrame) -> list[bytes]:
@@ -124,7 +130,7 @@ def feature_columns(
     return out
 
 
-def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64], texts: Texts) -> pl.DataFrame:
+def feature_frame(plan: Plan, results: Results, rows: NDArray[np.int64] | slice, texts: Texts) -> pl.DataFrame:
     """All features of the view for the steps in `rows`: stored ones and, computed from them, derived ones."""
     stored = feature_columns(plan, results, texts, rows)
     frame = pl.DataFrame(pa.table({name: stored[name] for name in plan.view.outputs if name in stored}))

@@ -98,6 +98,7 @@ events_of = st.lists(
         b=st.sampled_from([True, False]),
         i=st.sampled_from([None, -3, 0, 5]),
         x=st.sampled_from([None, float("nan"), 0.1, -2.5, 3.0]),
+        s=st.sampled_from([None, "p", "q"]),
     ),
     max_size=25,
 ).map(numbered)
@@ -182,14 +183,15 @@ def test_rows_at_in_order_events_have_the_bits_of_the_stream(events, made):
 
 
 @settings(max_examples=20, deadline=None)
-@given(events=events_of, rows=rows_of)
-def test_small_steps_and_few_copies_at_a_time_give_the_same(events, rows):
+@given(events=events_of, rows=rows_of, made=st.sampled_from([Lately, Listed]))
+def test_small_steps_and_few_copies_at_a_time_give_the_same(events, rows, made):
     frame = frame_of(SOURCE, log_order(events))
-    whole = at_rows(Lately, frame, asked(Lately, rows))
+    whole = at_rows(made, frame, asked(made, rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backfill, "STEPS", 3)
+        patch.setattr(backfill, "_SWEPT", 3)
         patch.setattr(backfill, "_COPIES", 2)
-        assert at_rows(Lately, frame, asked(Lately, rows)).equals(whole)
+        assert at_rows(made, frame, asked(made, rows)).to_dicts() == whole.to_dicts()
 
 
 def test_sessions_of_events_out_of_order_are_refused_but_as_they_arrived():
