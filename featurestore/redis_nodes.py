@@ -79,6 +79,9 @@ class Nodes(Protocol):
     async def places(self, keys: Sequence[bytes]) -> list[Node]:
         """The node of each key."""
 
+    async def holders(self, key: bytes) -> list[Node]:
+        """All nodes that may hold keys of this one's slot: its owner, then those that they may have moved to."""
+
     async def asked(self, error: errors.AskError, packed: bytes) -> Any:  # noqa: ANN401
         """The reply of the node that a key is being moved to."""
 
@@ -98,6 +101,10 @@ class OneNode:
     async def places(self, keys: Sequence[bytes]) -> list[Node]:
         """The same for all keys."""
         return [self._node] * len(keys)
+
+    async def holders(self, key: bytes) -> list[Node]:  # noqa: ARG002
+        """This one."""
+        return [self._node]
 
     async def asked(self, error: errors.AskError, packed: bytes) -> Any:  # noqa: ANN401, ARG002
         """A cluster's node answers as such to who takes it for a single server."""
@@ -153,6 +160,12 @@ class ClusterNodes:
                 raise errors.ClusterDownError(f"CLUSTERDOWN no node of {self.address} serves slot {slot}")
             found.append(self._node(place))
         return found
+
+    async def holders(self, key: bytes) -> list[Node]:
+        """All masters, as they are now."""
+        self._slots = await self._known_slots()
+        [owner] = await self.places([key])
+        return list(dict.fromkeys([owner, *(self._node(place) for _, _, place in self._slots)]))
 
     async def asked(self, error: errors.AskError, packed: bytes) -> Any:  # noqa: ANN401
         """Ask where the key is going."""

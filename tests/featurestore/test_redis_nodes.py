@@ -136,6 +136,23 @@ def test_every_state_of_a_partition_is_scanned_and_dropped_on_its_node(cluster):
     assert [sorted(each) for each in after] == [sorted(ENTITIES), [], sorted(ENTITIES)]
 
 
+def test_a_scan_finds_every_state_while_its_slot_moves(cluster):
+    key = position_key("walked", 0, VIEW)
+
+    async def main():
+        async with opened(cluster.url) as store:
+            await begun(store, "walked", 1)
+            source = cluster.owner(key)
+            with cluster.moving(key, (source + 1) % 3) as slot:
+                with cluster.servers[source].admin() as admin:
+                    keys = admin.execute_command("CLUSTER", "GETKEYSINSLOT", slot, len(ENTITIES) // 2)
+                    goal = cluster.servers[(source + 1) % 3].port
+                    admin.execute_command("MIGRATE", "127.0.0.1", goal, "", 0, 5_000, "KEYS", *keys)
+                return [pair async for pair in store.scan(VIEW, "walked", 0)]
+
+    assert sorted(asyncio.run(main())) == sorted((entity, b"1") for entity in ENTITIES)
+
+
 def test_an_address_of_the_wrong_kind_says_which_one_to_write(cluster, tmp_path):
     async def claimed(url):
         async with opened(url, patience=0) as store:
