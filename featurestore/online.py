@@ -274,7 +274,11 @@ class RedisStore:
             places.setdefault(node, []).append(i)
         shares = [self._exchange(node, [commands[i].packed for i in rows]) for node, rows in places.items()]
         replies: list[Any] = [None] * len(commands)
-        for rows, found in zip(places.values(), await asyncio.gather(*shares), strict=True):
+        # All end before one is raised, or a repetition could meet what is still on its way.
+        done = await asyncio.gather(*shares, return_exceptions=True)
+        for rows, found in zip(places.values(), done, strict=True):
+            if isinstance(found, BaseException):
+                raise found
             for i, reply in zip(rows, found, strict=True):
                 moving = isinstance(reply, errors.AskError)
                 replies[i] = await self._nodes.asked(reply, commands[i].packed) if moving else reply
