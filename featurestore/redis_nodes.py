@@ -119,6 +119,10 @@ class OneNode:
         await self._node.pool.disconnect()
 
 
+class _WatchedPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the master that sentinels name; who finds all of them in use waits for one."""
+
+
 class WatchedNode(OneNode):
     """The master that sentinels name; a server that they name still, but that is a replica now, is not used."""
 
@@ -244,6 +248,6 @@ def _watched(hosts: Sequence[tuple[str, int]], master: str, options: dict[str, A
     secure = {"ssl": True} if options.pop("connection_class", None) is SSLConnection else {}
     encrypted = {name: value for name, value in options.items() if name.startswith("ssl_")} | secure
     sentinel = Sentinel(hosts, sentinel_kwargs={**_OPTIONS, **encrypted})  # type: ignore[no-untyped-call]
-    ours = {**_OPTIONS, **options, **secure, "redis_connect_func": _greet_master}
-    pool = SentinelConnectionPool(master, sentinel, **ours)  # type: ignore[no-untyped-call]
+    ours = {**_OPTIONS, **options, **secure, "redis_connect_func": _greet_master, "max_connections": _CONNECTIONS}
+    pool = _WatchedPool(master, sentinel, **ours)  # type: ignore[no-untyped-call]
     return WatchedNode(pool, f"{master} of {','.join(f'{host}:{port}' for host, port in hosts)}", sentinel)

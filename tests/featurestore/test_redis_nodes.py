@@ -269,3 +269,14 @@ def test_a_master_that_was_demoted_serves_no_old_states_while_sentinels_name_it_
                     return await waiting
 
         assert asyncio.run(main()) == ([1], {b"1"})
+
+
+def test_a_thousand_reads_at_once_share_the_connections_to_the_master(tmp_path):
+    with Watched(tmp_path) as servers:
+
+        async def main():
+            async with opened(servers.url, patience=0) as store:
+                await begun(store, "t", 1)
+                return await asyncio.gather(*(found(store, "t", 1) for _ in range(1_000)))
+
+        assert asyncio.run(main()) == [([1], {b"1"})] * 1_000
