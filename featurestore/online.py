@@ -47,7 +47,8 @@ _PASSING = re.compile(r"(?:^|[ -])(?:LOADING|READONLY|BUSY|OOM|MISCONF|MASTERDOW
 _PASSING_TYPES = (errors.ReadOnlyError, errors.OutOfMemoryError, errors.ClusterDownError, errors.TryAgainError)
 _FORBIDDEN_TYPES = (errors.AuthenticationError, errors.AuthorizationError, errors.NoPermissionError)
 # A script that may be called may hold a command or a key that may not be; Redis 6.2 and 7 say it in words of their own.
-_FORBIDDEN = re.compile(r"NOPERM|ACL failure in script|user executing the script can't")
+# What sentinels say comes within the error that none of them names a master.
+_FORBIDDEN = re.compile(r"NOPERM|AuthenticationError|ACL failure in script|user executing the script can't")
 
 
 class _Script:

@@ -244,10 +244,11 @@ def _parts(url: str, scheme: str) -> tuple[list[tuple[str, int]], list[str], dic
 
 
 def _watched(hosts: Sequence[tuple[str, int]], master: str, options: dict[str, Any]) -> WatchedNode:
-    """The master that sentinels name; user and password are the servers', TLS is of both."""
+    """The master that sentinels name; TLS is of both, user and password are each their own."""
     secure = {"ssl": True} if options.pop("connection_class", None) is SSLConnection else {}
     encrypted = {name: value for name, value in options.items() if name.startswith("ssl_")} | secure
-    sentinel = Sentinel(hosts, sentinel_kwargs={**_OPTIONS, **encrypted})  # type: ignore[no-untyped-call]
+    user = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    sentinel = Sentinel(hosts, sentinel_kwargs={**_OPTIONS, **encrypted, **user})  # type: ignore[no-untyped-call]
     ours = {**_OPTIONS, **options, **secure, "redis_connect_func": _greet_master, "max_connections": _CONNECTIONS}
     pool = _WatchedPool(master, sentinel, **ours)  # type: ignore[no-untyped-call]
     return WatchedNode(pool, f"{master} of {','.join(f'{host}:{port}' for host, port in hosts)}", sentinel)

@@ -15,6 +15,7 @@ from featurestore.errors import ConfigError
 from featurestore.keys import position_key
 from featurestore.online import Commit, Position, connect
 from tests.featurestore.redis_cluster import RedisCluster
+from tests.featurestore.redis_sentinel import Sentinel
 from tests.featurestore.redis_server import SERVERS, RedisServer
 
 VIEW = "activity@c0ffee"
@@ -112,6 +113,24 @@ def test_the_documented_users_can_work_in_a_cluster(tmp_path):
         for server in cluster.servers:
             with_users(server)
         asyncio.run(main(cluster))
+
+
+def test_the_documented_users_can_work_with_sentinels_that_know_users_too(tmp_path):
+    async def main(address):
+        for user, work in (("writer", written), ("reader", seen)):
+            url = address.replace("://", f"://{user}:{user.upper()}@")
+            async with opened(f"{url}?sentinel_username=watcher&sentinel_password=WATCHER", patience=10) as store:
+                await work(store)
+            for options in ("", "?sentinel_username=watcher&sentinel_password=no"):
+                async with opened(url + options) as store:
+                    with pytest.raises(ConfigError, match="refuses these credentials") as raised:
+                        await store.ping()
+                    assert "password=no" not in str(raised.value)
+
+    users = ("user default on nopass nocommands +ping", f"user watcher on {' '.join(documented('watcher'))}")
+    with RedisServer("bundled", tmp_path) as server, Sentinel("bundled", tmp_path, server.port, *users) as sentinel:
+        with_users(server)
+        asyncio.run(main(sentinel.url))
 
 
 @pytest.fixture

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 
 import pytest
-import redis
 
 from featurestore.errors import ConfigError, UnavailableError
 from featurestore.keys import position_key
 from featurestore.online import Commit, Position, connect
 from featurestore.redis_nodes import ClusterNodes, nodes_of
 from tests.featurestore.redis_cluster import RedisCluster
+from tests.featurestore.redis_sentinel import Watched
 from tests.featurestore.redis_server import RedisServer
 
 VIEW = "activity@c0ffee"
@@ -189,48 +188,6 @@ def test_an_address_of_a_cluster_may_have_credentials_and_tls():
     assert nodes.address == "h1:1,h2:2"
     options = nodes._node(("h1", 1)).pool.connection_kwargs
     assert (options["username"], options["password"], options["ssl_ca_certs"]) == ("user", "secret", "/ca.pem")
-
-
-class Watched:
-    """A master and a replica, and a sentinel that watches them."""
-
-    def __init__(self, directory):
-        self.folders = [directory / name for name in ("one", "two", "sentinel")]
-        for folder in self.folders:
-            folder.mkdir()
-        self.master = RedisServer("bundled", self.folders[0])
-        self.replica = RedisServer("bundled", self.folders[1], "--replicaof", "127.0.0.1", str(self.master.port))
-        config = self.folders[2] / "sentinel.conf"
-        config.write_text(
-            f"sentinel monitor shop 127.0.0.1 {self.master.port} 1\nsentinel down-after-milliseconds shop 300\n"
-            "sentinel failover-timeout shop 2000\n"
-        )
-        self.sentinel = RedisServer("bundled", self.folders[2])
-        path, *options = self.sentinel._command
-        self.sentinel._command = [path, str(config), "--sentinel", *options[:4]]
-        self.url = f"redis+sentinel://127.0.0.1:{self.sentinel.port}/shop/0"
-
-    def __enter__(self):
-        self.master.start()
-        self.replica.start()
-        self.sentinel.start()
-        self.until(lambda: self.asked()["num-slaves"] == 1)
-        return self
-
-    def __exit__(self, *_):
-        for server in (self.sentinel, self.replica, self.master):
-            server.kill()
-
-    def asked(self):
-        with redis.Redis(port=self.sentinel.port) as client:
-            return client.sentinel_master("shop")
-
-    @staticmethod
-    def until(condition):
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 def test_after_a_failover_the_store_goes_on_with_the_new_master(tmp_path):
