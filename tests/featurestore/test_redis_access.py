@@ -14,7 +14,7 @@ import pytest
 from featurestore.errors import ConfigError
 from featurestore.keys import position_key
 from featurestore.online import Commit, Position, connect
-from tests.featurestore.redis_cluster import RedisCluster
+from tests.featurestore.redis_cluster import SLOTS, RedisCluster
 from tests.featurestore.redis_sentinel import Sentinel
 from tests.featurestore.redis_server import SERVERS, RedisServer
 
@@ -166,3 +166,24 @@ def test_tls_is_spoken_and_the_certificate_of_a_stranger_is_refused_at_once(cert
     options, port = encrypted(certificate, tmp_path)
     with RedisServer("system", tmp_path, *options):
         asyncio.run(main(port))
+
+
+def test_tls_is_spoken_with_sentinels_and_what_they_name_and_with_the_nodes_of_a_cluster(certificate, tmp_path):
+    async def main(*urls):
+        for url in urls:
+            async with opened(f"{url}?ssl_ca_certs={certificate[0]}", patience=20) as store:
+                await written(store)
+
+    folders = [tmp_path / name for name in ("master", "sentinel", "node")]
+    for folder in folders:
+        folder.mkdir()
+    (master, port), (watcher, place), (node, spot) = (encrypted(certificate, folder) for folder in folders)
+    lines = " ".join(watcher).replace(" --", "\n").removeprefix("--")
+    with (
+        RedisServer("system", folders[0], *master),
+        Sentinel("system", folders[1], port, lines, "tls-replication yes"),
+        RedisServer("system", folders[2], *node, "--cluster-enabled", "yes", "--tls-cluster", "yes") as alone,
+    ):
+        with alone.admin() as admin:
+            admin.execute_command("CLUSTER", "ADDSLOTS", *range(SLOTS))
+        asyncio.run(main(f"rediss+sentinel://127.0.0.1:{place}/shop", f"rediss+cluster://127.0.0.1:{spot}"))
