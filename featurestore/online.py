@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions as errors
 
@@ -31,10 +31,11 @@ from featurestore.stores import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 __all__ = ["FORMAT", "Commit", "OnlineStore", "Position", "RedisStore", "Request", "connect"]
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _MOVES = 3  # slots may move again while they are looked for
@@ -46,7 +47,8 @@ _PASSING = re.compile(r"(?:^|[ -])(?:LOADING|READONLY|BUSY|OOM|MISCONF|MASTERDOW
 _PASSING_TYPES = (errors.ReadOnlyError, errors.OutOfMemoryError, errors.ClusterDownError, errors.TryAgainError)
 _FORBIDDEN_TYPES = (errors.AuthenticationError, errors.AuthorizationError, errors.NoPermissionError)
 # A script that may be called may hold a command or a key that may not be; Redis 6.2 and 7 say it in words of their own.
-_FORBIDDEN = re.compile(r"NOPERM|ACL failure in script|user executing the script can't")
+# What sentinels say comes within the error that none of them names a master.
+_FORBIDDEN = re.compile(r"NOPERM|AuthenticationError|ACL failure in script|user executing the script can't")
 
 
 class _Script:
@@ -208,27 +210,31 @@ class RedisStore:
 
     async def _state_keys(self, view_key: str, topic: str, partition: int) -> AsyncIterator[list[bytes]]:
         prefix, position = key_prefix(topic, partition, view_key), position_key(topic, partition, view_key)
-        # SCAN may name a key twice, when Redis resizes its table in between.
+        # SCAN may name a key twice, when Redis resizes its table in between or the key moves to another node.
         seen = {position}
-        cursor = b"0"
-        while True:
-            scan = resp.command("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _PAGE)
-            [(cursor, keys)] = await self._run([Routed(prefix, scan)])
-            fresh = list(dict.fromkeys(key for key in keys if key not in seen))
-            seen.update(fresh)
-            if fresh:
-                yield fresh
-            if cursor == b"0":
-                return
+        for node in await self._patiently(lambda: self._nodes.holders(position)):
+            cursor = b"0"
+            while True:
+                scan = resp.command("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _PAGE)
+                [(cursor, keys)] = await self._run([Routed(position, scan)], node)
+                fresh = list(dict.fromkeys(key for key in keys if key not in seen))
+                seen.update(fresh)
+                if fresh:
+                    yield fresh
+                if cursor == b"0":
+                    break
 
-    async def _run(self, commands: Sequence[Routed]) -> list[Any]:
-        """Send commands in one round trip a node; their replies, with patience. Each must be safe to repeat."""
+    async def _run(self, commands: Sequence[Routed], node: Node | None = None) -> list[Any]:
+        """Send commands in one round trip a node, or to this one; their replies. Each must be safe to repeat."""
+        return await self._patiently(lambda: self._attempt(commands, node))
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[list[_T]]]) -> list[_T]:
         clock = asyncio.get_running_loop().time
         deadline = None if self._patience is None else clock() + self._patience
         wait = _FIRST_WAIT
         while True:
             try:
-                replies = await self._attempt(commands)
+                done = await self._explained(attempt)
             except UnavailableError as error:
                 if deadline is not None and clock() + wait > deadline:
                     raise
@@ -238,23 +244,28 @@ class RedisStore:
                 wait = min(2 * wait, _LONGEST_WAIT)
             else:
                 self._say_recovered()
-                return replies
+                return done
 
-    async def _attempt(self, commands: Sequence[Routed]) -> list[Any]:
+    async def _explained(self, attempt: Callable[[], Awaitable[list[_T]]]) -> list[_T]:
         try:
+            return await attempt()
+        except (errors.RedisError, OSError) as error:
+            raise _fault(error, self.address) from error
+
+    async def _attempt(self, commands: Sequence[Routed], node: Node | None) -> list[Any]:
+        """The replies of this node, or of those that have the keys; raises the first error among them."""
+        if node is not None:
+            replies = await self._exchange(node, [command.packed for command in commands])
+        else:
             replies = await self._answers(commands)
             for _ in range(_MOVES):
                 if not any(isinstance(reply, errors.MovedError) for reply in replies):
                     break
                 await self._nodes.look_again()
                 replies = await self._answers(commands)
-        except (*_FORBIDDEN_TYPES, errors.InvalidResponse) as error:
-            raise _fault(error, self.address) from error
-        except errors.ClusterDownError as error:
-            raise UnavailableError(f"Redis at {self.address} cannot serve: {error}") from error
-        except (errors.ConnectionError, errors.TimeoutError, OSError) as error:
-            raise _lost(error, self.address) from error
-        _raise_first(replies, self.address)
+        for reply in replies:
+            if isinstance(reply, errors.RedisError):
+                raise reply
         return replies
 
     async def _answers(self, commands: Sequence[Routed]) -> list[Any]:
@@ -264,7 +275,11 @@ class RedisStore:
             places.setdefault(node, []).append(i)
         shares = [self._exchange(node, [commands[i].packed for i in rows]) for node, rows in places.items()]
         replies: list[Any] = [None] * len(commands)
-        for rows, found in zip(places.values(), await asyncio.gather(*shares), strict=True):
+        # All end before one is raised, or a repetition could meet what is still on its way.
+        done = await asyncio.gather(*shares, return_exceptions=True)
+        for rows, found in zip(places.values(), done, strict=True):
+            if isinstance(found, BaseException):
+                raise found
             for i, reply in zip(rows, found, strict=True):
                 moving = isinstance(reply, errors.AskError)
                 replies[i] = await self._nodes.asked(reply, commands[i].packed) if moving else reply
@@ -295,12 +310,6 @@ _SCRIPTS = (_CLAIM, _COMMIT, _READ)
 _LOAD_SCRIPTS = b"".join(resp.command("SCRIPT", "LOAD", script.source) for script in _SCRIPTS)
 
 
-def _raise_first(replies: Sequence[Any], address: str) -> None:
-    for reply in replies:
-        if isinstance(reply, errors.RedisError):
-            raise _fault(reply, address) from reply
-
-
 def _lost(error: Exception, address: str) -> OnceflowError:
     reason = str(error).rstrip(".") or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in reason:
@@ -316,6 +325,8 @@ def _fault(error: Exception, address: str) -> OnceflowError:
         return ConfigError(f"Redis at {address} refuses these credentials: {error}. Check user, password and ACL")
     if isinstance(error, errors.InvalidResponse):
         return ConfigError(f"what answers at {address} is not Redis: check the address")
+    if isinstance(error, (errors.ConnectionError, errors.TimeoutError, OSError)):
+        return _lost(error, address)
     if isinstance(error, _PASSING_TYPES) or _PASSING.search(str(error)):
         return UnavailableError(f"Redis at {address} cannot serve: {error}")
     if "WRONGTYPE" in str(error):

@@ -79,6 +79,9 @@ class Nodes(Protocol):
     async def places(self, keys: Sequence[bytes]) -> list[Node]:
         """The node of each key."""
 
+    async def holders(self, key: bytes) -> list[Node]:
+        """All nodes that may hold keys of this one's slot: its owner, then those that they may have moved to."""
+
     async def asked(self, error: errors.AskError, packed: bytes) -> Any:  # noqa: ANN401
         """The reply of the node that a key is being moved to."""
 
@@ -99,6 +102,10 @@ class OneNode:
         """The same for all keys."""
         return [self._node] * len(keys)
 
+    async def holders(self, key: bytes) -> list[Node]:  # noqa: ARG002
+        """This one."""
+        return [self._node]
+
     async def asked(self, error: errors.AskError, packed: bytes) -> Any:  # noqa: ANN401, ARG002
         """A cluster's node answers as such to who takes it for a single server."""
         raise ConfigError(f"{self.address} belongs to a cluster: write redis+cluster://{self.address}") from error
@@ -110,6 +117,10 @@ class OneNode:
     async def close(self) -> None:
         """Close every connection."""
         await self._node.pool.disconnect()
+
+
+class _WatchedPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the master that sentinels name; who finds all of them in use waits for one."""
 
 
 class WatchedNode(OneNode):
@@ -153,6 +164,12 @@ class ClusterNodes:
                 raise errors.ClusterDownError(f"CLUSTERDOWN no node of {self.address} serves slot {slot}")
             found.append(self._node(place))
         return found
+
+    async def holders(self, key: bytes) -> list[Node]:
+        """All masters, as they are now."""
+        self._slots = await self._known_slots()
+        [owner] = await self.places([key])
+        return list(dict.fromkeys([owner, *(self._node(place) for _, _, place in self._slots)]))
 
     async def asked(self, error: errors.AskError, packed: bytes) -> Any:  # noqa: ANN401
         """Ask where the key is going."""
@@ -227,10 +244,11 @@ def _parts(url: str, scheme: str) -> tuple[list[tuple[str, int]], list[str], dic
 
 
 def _watched(hosts: Sequence[tuple[str, int]], master: str, options: dict[str, Any]) -> WatchedNode:
-    """The master that sentinels name; user and password are the servers', TLS is of both."""
+    """The master that sentinels name; TLS is of both, user and password are each their own."""
     secure = {"ssl": True} if options.pop("connection_class", None) is SSLConnection else {}
     encrypted = {name: value for name, value in options.items() if name.startswith("ssl_")} | secure
-    sentinel = Sentinel(hosts, sentinel_kwargs={**_OPTIONS, **encrypted})  # type: ignore[no-untyped-call]
-    ours = {**_OPTIONS, **options, **secure, "redis_connect_func": _greet_master}
-    pool = SentinelConnectionPool(master, sentinel, **ours)  # type: ignore[no-untyped-call]
+    user = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    sentinel = Sentinel(hosts, sentinel_kwargs={**_OPTIONS, **encrypted, **user})  # type: ignore[no-untyped-call]
+    ours = {**_OPTIONS, **options, **secure, "redis_connect_func": _greet_master, "max_connections": _CONNECTIONS}
+    pool = _WatchedPool(master, sentinel, **ours)  # type: ignore[no-untyped-call]
     return WatchedNode(pool, f"{master} of {','.join(f'{host}:{port}' for host, port in hosts)}", sentinel)

@@ -14,7 +14,8 @@ import pytest
 from featurestore.errors import ConfigError
 from featurestore.keys import position_key
 from featurestore.online import Commit, Position, connect
-from tests.featurestore.redis_cluster import RedisCluster
+from tests.featurestore.redis_cluster import SLOTS, RedisCluster
+from tests.featurestore.redis_sentinel import Sentinel
 from tests.featurestore.redis_server import SERVERS, RedisServer
 
 VIEW = "activity@c0ffee"
@@ -114,6 +115,24 @@ def test_the_documented_users_can_work_in_a_cluster(tmp_path):
         asyncio.run(main(cluster))
 
 
+def test_the_documented_users_can_work_with_sentinels_that_know_users_too(tmp_path):
+    async def main(address):
+        for user, work in (("writer", written), ("reader", seen)):
+            url = address.replace("://", f"://{user}:{user.upper()}@")
+            async with opened(f"{url}?sentinel_username=watcher&sentinel_password=WATCHER", patience=10) as store:
+                await work(store)
+            for options in ("", "?sentinel_username=watcher&sentinel_password=no"):
+                async with opened(url + options) as store:
+                    with pytest.raises(ConfigError, match="refuses these credentials") as raised:
+                        await store.ping()
+                    assert "password=no" not in str(raised.value)
+
+    users = ("user default on nopass nocommands +ping", f"user watcher on {' '.join(documented('watcher'))}")
+    with RedisServer("bundled", tmp_path) as server, Sentinel("bundled", tmp_path, server.port, *users) as sentinel:
+        with_users(server)
+        asyncio.run(main(sentinel.url))
+
+
 @pytest.fixture
 def certificate(tmp_path):
     """Files of a certificate for 127.0.0.1, which signs itself, and of its key."""
@@ -147,3 +166,24 @@ def test_tls_is_spoken_and_the_certificate_of_a_stranger_is_refused_at_once(cert
     options, port = encrypted(certificate, tmp_path)
     with RedisServer("system", tmp_path, *options):
         asyncio.run(main(port))
+
+
+def test_tls_is_spoken_with_sentinels_and_what_they_name_and_with_the_nodes_of_a_cluster(certificate, tmp_path):
+    async def main(*urls):
+        for url in urls:
+            async with opened(f"{url}?ssl_ca_certs={certificate[0]}", patience=20) as store:
+                await written(store)
+
+    folders = [tmp_path / name for name in ("master", "sentinel", "node")]
+    for folder in folders:
+        folder.mkdir()
+    (master, port), (watcher, place), (node, spot) = (encrypted(certificate, folder) for folder in folders)
+    lines = " ".join(watcher).replace(" --", "\n").removeprefix("--")
+    with (
+        RedisServer("system", folders[0], *master),
+        Sentinel("system", folders[1], port, lines, "tls-replication yes"),
+        RedisServer("system", folders[2], *node, "--cluster-enabled", "yes", "--tls-cluster", "yes") as alone,
+    ):
+        with alone.admin() as admin:
+            admin.execute_command("CLUSTER", "ADDSLOTS", *range(SLOTS))
+        asyncio.run(main(f"rediss+sentinel://127.0.0.1:{place}/shop", f"rediss+cluster://127.0.0.1:{spot}"))

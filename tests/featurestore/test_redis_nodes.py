@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 
 import pytest
-import redis
 
 from featurestore.errors import ConfigError, UnavailableError
 from featurestore.keys import position_key
 from featurestore.online import Commit, Position, connect
 from featurestore.redis_nodes import ClusterNodes, nodes_of
 from tests.featurestore.redis_cluster import RedisCluster
+from tests.featurestore.redis_sentinel import Watched
 from tests.featurestore.redis_server import RedisServer
 
 VIEW = "activity@c0ffee"
@@ -136,6 +135,23 @@ def test_every_state_of_a_partition_is_scanned_and_dropped_on_its_node(cluster):
     assert [sorted(each) for each in after] == [sorted(ENTITIES), [], sorted(ENTITIES)]
 
 
+def test_a_scan_finds_every_state_while_its_slot_moves(cluster):
+    key = position_key("walked", 0, VIEW)
+
+    async def main():
+        async with opened(cluster.url) as store:
+            await begun(store, "walked", 1)
+            source = cluster.owner(key)
+            with cluster.moving(key, (source + 1) % 3) as slot:
+                with cluster.servers[source].admin() as admin:
+                    keys = admin.execute_command("CLUSTER", "GETKEYSINSLOT", slot, len(ENTITIES) // 2)
+                    goal = cluster.servers[(source + 1) % 3].port
+                    admin.execute_command("MIGRATE", "127.0.0.1", goal, "", 0, 5_000, "KEYS", *keys)
+                return [pair async for pair in store.scan(VIEW, "walked", 0)]
+
+    assert sorted(asyncio.run(main())) == sorted((entity, b"1") for entity in ENTITIES)
+
+
 def test_an_address_of_the_wrong_kind_says_which_one_to_write(cluster, tmp_path):
     async def claimed(url):
         async with opened(url, patience=0) as store:
@@ -174,48 +190,6 @@ def test_an_address_of_a_cluster_may_have_credentials_and_tls():
     assert (options["username"], options["password"], options["ssl_ca_certs"]) == ("user", "secret", "/ca.pem")
 
 
-class Watched:
-    """A master and a replica, and a sentinel that watches them."""
-
-    def __init__(self, directory):
-        self.folders = [directory / name for name in ("one", "two", "sentinel")]
-        for folder in self.folders:
-            folder.mkdir()
-        self.master = RedisServer("bundled", self.folders[0])
-        self.replica = RedisServer("bundled", self.folders[1], "--replicaof", "127.0.0.1", str(self.master.port))
-        config = self.folders[2] / "sentinel.conf"
-        config.write_text(
-            f"sentinel monitor shop 127.0.0.1 {self.master.port} 1\nsentinel down-after-milliseconds shop 300\n"
-            "sentinel failover-timeout shop 2000\n"
-        )
-        self.sentinel = RedisServer("bundled", self.folders[2])
-        path, *options = self.sentinel._command
-        self.sentinel._command = [path, str(config), "--sentinel", *options[:4]]
-        self.url = f"redis+sentinel://127.0.0.1:{self.sentinel.port}/shop/0"
-
-    def __enter__(self):
-        self.master.start()
-        self.replica.start()
-        self.sentinel.start()
-        self.until(lambda: self.asked()["num-slaves"] == 1)
-        return self
-
-    def __exit__(self, *_):
-        for server in (self.sentinel, self.replica, self.master):
-            server.kill()
-
-    def asked(self):
-        with redis.Redis(port=self.sentinel.port) as client:
-            return client.sentinel_master("shop")
-
-    @staticmethod
-    def until(condition):
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
 def test_after_a_failover_the_store_goes_on_with_the_new_master(tmp_path):
     with Watched(tmp_path) as servers:
 
@@ -252,3 +226,14 @@ def test_a_master_that_was_demoted_serves_no_old_states_while_sentinels_name_it_
                     return await waiting
 
         assert asyncio.run(main()) == ([1], {b"1"})
+
+
+def test_a_thousand_reads_at_once_share_the_connections_to_the_master(tmp_path):
+    with Watched(tmp_path) as servers:
+
+        async def main():
+            async with opened(servers.url, patience=0) as store:
+                await begun(store, "t", 1)
+                return await asyncio.gather(*(found(store, "t", 1) for _ in range(1_000)))
+
+        assert asyncio.run(main()) == [([1], {b"1"})] * 1_000
