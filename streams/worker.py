@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -36,12 +36,14 @@ from streams.processor import Processor
 from streams.publisher import Publisher
 from streams.schemas import known_schemas
 from streams.stats import Stats
-from streams.transport import TP, Batch, end_offsets
+from streams.transport import FEW, TP, Batch, end_offsets
 from streams.work import Turn, Work
 
 if TYPE_CHECKING:
     from streams.app import App
 
+
+T = TypeVar("T")
 
 FLUSH_SECONDS = 5.0
 """How long what has come may be missing from the files of a live worker."""
@@ -300,7 +302,7 @@ class Worker:
         stats = self.stats
         if stats.first_at is None:
             stats.first_at, stats.cpu_first = time.monotonic(), time.process_time()
-        requests, load = await asyncio.to_thread(self._work.lookups, chunk)
+        requests, load = await self._apart(self._work.lookups, chunk)
         if requests:
             await self._stored()  # or what is read may be older than what is being written
             with self._work.timed("load"):
@@ -308,11 +310,17 @@ class Worker:
                 await self._check(requests)
                 load(answers)
         publish = self.mirror is not None
-        turn = await asyncio.to_thread(self._work.turn, chunk, self.now(), publish=publish)
+        turn = await self._apart(self._work.turn, chunk, self.now(), publish=publish)
         if stats.first_fold is None:
             stats.first_fold = self.now()
         await self._stored()
         self._storing = asyncio.create_task(self._store(turn))
+
+    async def _apart(self, function: Callable[..., T], chunk: Chunk, *args: Any, **options: Any) -> T:  # noqa: ANN401
+        """Compute in a thread, so that others can go on; but not of few events: a thread costs as much, without a model."""
+        if chunk.events < FEW and not self.processors:
+            return function(chunk, *args, **options)
+        return await asyncio.to_thread(function, chunk, *args, **options)
 
     async def _check(self, requests: Sequence[Request]) -> None:
         """Make sure that what was just read is as new as this worker.
