@@ -43,6 +43,7 @@ Bools = NDArray[np.bool_]
 STEPS = 100_000
 #: Steps of a sweep that the kernel is given at a time: what it writes of rows is taken from a processor's cache.
 _SWEPT = 1 << 14
+_NEVER = np.iinfo(np.int64).min
 #: Copies of events that torn rows may need at a time.
 _COPIES = 2_000_000
 
@@ -108,9 +109,9 @@ def at_rows(
         )
     count, event_codes, row_codes = _numbered(view, accepted, asked)
     entities, instants, place = _distinct(row_codes, times)
-    last = np.full(count + 1, np.iinfo(np.int64).min)  # when each entity is asked for the last time
+    last = np.full(count + 1, _NEVER)  # when each entity is asked for the last time; at the end, NO_ENTITY
     last[entities] = instants
-    last[NO_ENTITY] = last.min()
+    last[NO_ENTITY] = _NEVER
     values = accepted["_time" if mode == "event_time" else "_timestamp"].to_numpy()
     seen = np.flatnonzero(values <= last[event_codes])
     log = _Log(accepted.select("_partition", "_time", *plan.columns), seen, event_codes[seen], values[seen])
@@ -334,7 +335,7 @@ def _oldest(plan: Plan, times: Ints) -> Ints:
     oldest = times
     for row in plan.tracks:
         if row[layout.KEEP] == ENDLESS or row[layout.KIND] == layout.SESSIONS:
-            return np.full(len(times), np.iinfo(np.int64).min)
+            return np.full(len(times), _NEVER)
         oldest = np.minimum(oldest, (times - row[layout.KEEP] + 1) // row[layout.HOP] * row[layout.HOP])
     return oldest
 

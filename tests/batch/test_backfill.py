@@ -240,6 +240,14 @@ def test_unknown_entities_and_missing_keys():
     assert {keyless[name] for name in Lately.outputs} == {None}
 
 
+def test_rows_without_a_key_see_no_events_without_one_however_these_came():
+    events = numbered([event(5_000, g=None, b=True), event(1_000, g=None, b=True), event(3_000, b=True)])
+    rows = asked(Grouped, [(None, True, 2_000), (None, True, 9_000), (1, True, 9_000)])
+    found = at_rows(Grouped, frame_of(SOURCE, events), rows)
+    assert found["_effective"].to_list() == [2_000, 9_000, 9_000]
+    assert found["n_1m"].to_list() == [None, None, 1]
+
+
 def test_rows_keep_their_order_and_their_other_columns():
     events = frame_of(SOURCE, numbered([event(1_000), event(2_000)]))
     rows = pl.DataFrame({"note": ["z", "y", "x"], "k": ["a", "a", "a"], "at": [2_000, 500, 2_000]})
