@@ -317,7 +317,7 @@ class Worker:
         self._storing = asyncio.create_task(self._store(turn))
 
     async def _apart(self, function: Callable[..., T], chunk: Chunk, *args: Any, **options: Any) -> T:  # noqa: ANN401
-        """Compute in a thread, so that others can go on; but not of few events, without a model: a thread costs more."""
+        """Compute in a thread, so that others go on; but not of few events without a model: a thread costs more."""
         if chunk.events < FEW and not self.processors:
             return function(chunk, *args, **options)
         return await asyncio.to_thread(function, chunk, *args, **options)
