@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.decoding import MAX_KEY, MAX_TIME, Decoded, Reject
+from featurestore.decoding import MAX_DETAIL, MAX_KEY, MAX_TIME, Decoded, Reject, set_apart
 from featurestore.expressions import TYPES
 from featurestore.sources import MAX_ROWS
 
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from featurestore.decoding import Wrong
     from featurestore.sources import Source
-
-    Wrong = tuple[str, str, NDArray[np.bool_]]
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Bytes that the columns of one record may have; dictionaries and compression could make gigabytes of little."""
@@ -42,14 +41,7 @@ def decode_arrow(source: Source, values: Sequence[bytes | None]) -> Decoded:
     record = np.repeat(np.array(rows, np.int64), lengths)
     place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     frame = pl.DataFrame(pa.concat_tables(tables)) if tables else _nothing(source)
-    bad = np.zeros(len(frame), np.bool_)
-    for error, detail, wrong in _wrong(source, frame):
-        new = np.flatnonzero(wrong & ~bad)
-        rejects += [Reject(int(record[at]), error, detail, int(place[at])) for at in new.tolist()]
-        bad |= wrong
-    if bad.any():
-        frame, record, place = frame.filter(~bad), record[~bad], place[~bad]
-    return Decoded(frame, record, sorted(rejects), place)
+    return set_apart(Decoded(frame, record, rejects, place), _wrong(source, frame))
 
 
 def _nothing(source: Source) -> pl.DataFrame:
@@ -64,7 +56,7 @@ def _table(source: Source, row: int, value: bytes | None) -> pa.Table | Reject:
         table = pa.ipc.open_stream(value).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        return Reject(row, "malformed", str(error)[:200])
+        return Reject(row, "malformed", str(error)[:MAX_DETAIL])
     if len(table) > MAX_ROWS or table.nbytes > MAX_MESSAGE_BYTES:
         return Reject(row, "oversized", f"{len(table)} rows of {table.nbytes} bytes in one record")
     columns = {}
@@ -125,9 +117,6 @@ def _wrong(source: Source, frame: pl.DataFrame) -> Iterator[Wrong]:
             long = frame[name].str.len_chars() > MAX_KEY
             yield "oversized", f"{name!r} is a key of more than {MAX_KEY} characters", _is(long)
     yield "range", "the event time is before 1970 or after 9999", _is(~frame[source.event_time].is_between(0, MAX_TIME))
-    for name, kind in source.schema.items():
-        if kind == "float":
-            yield "range", f"{name!r} is infinite", _is(frame[name].is_infinite())
 
 
 def _is(found: pl.Series) -> NDArray[np.bool_]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable
 
 Loads = Callable[[bytes], Any]
+NO_SCHEMAS: Mapping[int, Loads] = MappingProxyType({})
 
 HEAD = 5
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local timestamps of Avro have no zone

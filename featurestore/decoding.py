@@ -46,7 +46,8 @@ MAX_KEY = 256
 #: The longest record, in bytes, and its deepest nesting, in levels.
 MAX_BYTES, MAX_DEPTH = 65_536, 32
 
-_MAX_DETAIL = 200
+#: The longest detail of a reject, in characters.
+MAX_DETAIL = 200
 # Error codes and how msgspec words them; the tests hold the wording.
 _SIGNS = (
     ("null", "got `null`"),
@@ -67,6 +68,10 @@ _DEPTH_STEP[list(b"[{")] = 1
 _DEPTH_STEP[list(b"]}")] = -1
 # Possessive, and content with a missing end: linear on any bytes.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+
+
+#: What events may not be: error, detail, and whether each event is so.
+Wrong = tuple[str, str, np.ndarray[Any, np.dtype[np.bool_]]]
 
 
 class Reject(NamedTuple):
@@ -94,6 +99,26 @@ class Decoded(NamedTuple):
     rows: npt.NDArray[np.int64]
     rejects: list[Reject]
     places: npt.NDArray[np.int64] | None = None
+
+    def reject(self, at: int, error: str, detail: str) -> Reject:
+        """The event at this place of the frame, refused."""
+        return Reject(int(self.rows[at]), error, detail, 0 if self.places is None else int(self.places[at]))
+
+    def without(self, bad: npt.NDArray[np.bool_], rejects: Iterable[Reject]) -> Decoded:
+        """Without the events that are bad, for these reasons."""
+        if not bad.any():
+            return self
+        places = None if self.places is None else self.places[~bad]
+        return Decoded(self.frame.filter(~bad), self.rows[~bad], sorted([*self.rejects, *rejects]), places)
+
+
+def set_apart(decoded: Decoded, wrong: Iterable[Wrong]) -> Decoded:
+    """Without the events that are wrong in some way; the first that is found is the reason."""
+    bad, rejects = np.zeros(len(decoded.frame), np.bool_), []
+    for error, detail, found in wrong:
+        rejects += [decoded.reject(at, error, detail) for at in np.flatnonzero(found & ~bad).tolist()]
+        bad |= found
+    return decoded.without(bad, rejects)
 
 
 def decode_json(
@@ -159,7 +184,7 @@ def decode_each(
         try:
             keep(decode(text))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, csv.Error) as error:
-            rejects.append(Reject(row, _code(error), str(error)[:_MAX_DETAIL]))
+            rejects.append(Reject(row, _code(error), str(error)[:MAX_DETAIL]))
     rejects.sort()
     columns = {
         name: pl.Series(values=list(map(attrgetter(_attribute(i)), records)), dtype=TYPES[kind])

@@ -10,37 +10,45 @@ from __future__ import annotations
 import csv
 import re
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
+import polars as pl
 
 from featurestore.arrow import decode_arrow
-from featurestore.confluent import Loads, loads_by
-from featurestore.decoding import MAX_BYTES, Decoded, Reject, beyond_limits, decode_each, decode_json, event_type
+from featurestore.confluent import NO_SCHEMAS, Loads, loads_by
+from featurestore.decoding import (
+    MAX_BYTES,
+    Decoded,
+    Reject,
+    beyond_limits,
+    decode_each,
+    decode_json,
+    event_type,
+    set_apart,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from featurestore.decoding import Wrong
     from featurestore.sources import Source
 
 
-_NONE: Mapping[int, Loads] = MappingProxyType({})
 _INT = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
-def decode(source: Source, values: Sequence[bytes | None], schemas: Mapping[int, Loads] = _NONE) -> Decoded:
+def decode(source: Source, values: Sequence[bytes | None], schemas: Mapping[int, Loads] = NO_SCHEMAS) -> Decoded:
     """Decode the records of a source; nothing in `values` raises (see `decoding.decode_json`).
 
     `schemas` has what reads the records' content where they name schemas (see `confluent.ids_of`).
     """
-    if source.format == "arrow":
-        return decode_arrow(source, values)
     if source.format == "json" and not source.fields:
         return decode_json(source.schema, source.required, source.event_time, values)
-    return _by_record(source, values, _loader(source, schemas))
+    if source.format == "arrow":
+        return _finite(source.schema, decode_arrow(source, values))
+    return _finite(source.schema, _by_record(source, values, _loader(source, schemas)))
 
 
 def _loader(source: Source, schemas: Mapping[int, Loads]) -> Loads:
@@ -57,9 +65,7 @@ def _loader(source: Source, schemas: Mapping[int, Loads]) -> Loads:
 def _by_record(source: Source, values: Sequence[bytes | None], loads: Loads) -> Decoded:
     kind = event_type(tuple(source.schema.items()), frozenset(source.required), source.event_time)
     beyond = beyond_limits if source.format == "json" else _oversized
-    return _finite(
-        source.schema, decode_each(source.schema, values, lambda text: msgspec.convert(loads(text), kind), beyond)
-    )
+    return decode_each(source.schema, values, lambda text: msgspec.convert(loads(text), kind), beyond)
 
 
 def _oversized(texts: list[bytes]) -> list[Reject]:
@@ -69,20 +75,15 @@ def _oversized(texts: list[bytes]) -> list[Reject]:
 
 
 def _finite(schema: Mapping[str, str], decoded: Decoded) -> Decoded:
-    """Without the records that hold an infinity; NaN, which some formats can write, counts as null."""
-    frame, rejects = decoded.frame, list(decoded.rejects)
-    bad = np.zeros(len(frame), np.bool_)
-    for name, kind in schema.items():
-        if kind == "float":
-            frame = frame.with_columns(frame[name].fill_nan(None))
-            wrong = frame[name].is_infinite().fill_null(False).to_numpy()
-            rejects += [Reject(int(row), "range", f"{name!r} is infinite") for row in decoded.rows[wrong & ~bad]]
-            bad |= wrong
-    return (
-        Decoded(frame.filter(~bad), decoded.rows[~bad], sorted(rejects))
-        if bad.any()
-        else Decoded(frame, decoded.rows, rejects)
-    )
+    """Without the events that hold an infinity; NaN, which some formats can write, counts as null."""
+    floats = [name for name, kind in schema.items() if kind == "float"]
+    frame = decoded.frame.with_columns(pl.col(floats).fill_nan(None)) if floats else decoded.frame
+    return set_apart(decoded._replace(frame=frame), _infinite(frame, floats))
+
+
+def _infinite(frame: pl.DataFrame, floats: Sequence[str]) -> Iterator[Wrong]:
+    for name in floats:
+        yield "range", f"{name!r} is infinite", frame[name].is_infinite().fill_null(False).to_numpy()
 
 
 def _flat(paths: Sequence[tuple[str, Sequence[Sequence[str]]]], record: object) -> object:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from featurestore.confluent import Loads
-from featurestore.decoding import Reject
+from featurestore.confluent import NO_SCHEMAS, Loads
+from featurestore.decoding import MAX_DETAIL, Decoded, Reject, Wrong, set_apart
 from featurestore.formats import decode
 from featurestore.frames import event_frame, with_derived
 from featurestore.keys import MAX_VALUE_BYTES
@@ -20,9 +18,6 @@ from featurestore.sources import Source
 from featurestore.values import Values
 from streams.messages import Message, Record, rejected
 from streams.transport import Batch
-
-_MAX_DETAIL = 200
-_NO_SCHEMAS: Mapping[int, Loads] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ def ingested(
     batch: Batch,
     now: int | None,
     entities: Sequence[str] = (),
-    schemas: Mapping[int, Loads] = _NO_SCHEMAS,
+    schemas: Mapping[int, Loads] = NO_SCHEMAS,
 ) -> Ingested:
     """Decode a batch of `source`. `entities` are text columns that become keys, and may be only so long.
 
@@ -57,35 +52,24 @@ def ingested(
     far says nothing about how far ahead the next one may honestly be.
     """
     decoded = decode(source, batch.values, schemas)
-    places = np.zeros(len(decoded.rows), np.int64) if decoded.places is None else decoded.places
-    refused = list(decoded.rejects)
-    columns, rows = decoded.frame, np.column_stack([decoded.rows, places])
     try:
-        events = _event_frame(source, batch, columns, rows)
+        events = _event_frame(source, batch, decoded)
     except pl.exceptions.PolarsError:
-        columns, rows, failing = _derivable(source, columns, rows)
-        refused += failing
-        events = _event_frame(source, batch, columns, rows)
-    bad = np.zeros(len(rows), np.bool_)
-    for error, detail, wrong in _wrong(source, events, now, entities):
-        refused += [Reject(row, error, detail, place) for row, place in rows[wrong & ~bad].tolist()]
-        bad |= wrong
-    if bad.any():
-        rows, events = rows[~bad], events.filter(pl.Series(~bad))
-    raw = pl.Series("_raw", Values.of(batch.values).taken(rows[:, 0]).to_arrow())
-    return Ingested(events.hstack([raw]), [_refused(source, batch, each) for each in refused])
+        decoded = _derivable(source, decoded)
+        events = _event_frame(source, batch, decoded)
+    good = set_apart(decoded._replace(frame=events), _wrong(source, events, now, entities))
+    raw = pl.Series("_raw", Values.of(batch.values).taken(good.rows).to_arrow())
+    return Ingested(good.frame.hstack([raw]), [_refused(source, batch, each) for each in good.rejects])
 
 
-def _event_frame(source: Source, batch: Batch, columns: pl.DataFrame, rows: NDArray[np.int64]) -> pl.DataFrame:
-    """The event frame of decoded columns; `rows` are the records of the events, and their rows in these."""
-    records, places = rows[:, 0], rows[:, 1]
-    offsets = (batch.offsets[records] << source.row_bits) + places
-    return event_frame(source, columns, batch.partition, offsets, batch.timestamps[records])
+def _event_frame(source: Source, batch: Batch, decoded: Decoded) -> pl.DataFrame:
+    offsets = batch.offsets[decoded.rows]
+    if decoded.places is not None:
+        offsets = (offsets << source.row_bits) + decoded.places
+    return event_frame(source, decoded.frame, batch.partition, offsets, batch.timestamps[decoded.rows])
 
 
-def _wrong(
-    source: Source, events: pl.DataFrame, now: int | None, entities: Sequence[str]
-) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+def _wrong(source: Source, events: pl.DataFrame, now: int | None, entities: Sequence[str]) -> Iterator[Wrong]:
     """What well-formed events may not be: error, detail, and whether each one is."""
     present = events["_timestamp"].to_numpy() if now is None else np.int64(now)
     ahead = f"the event time is more than {source.max_lead} ahead"
@@ -97,20 +81,25 @@ def _wrong(
             yield "oversized", detail, long.fill_null(False).to_numpy()
 
 
-def _derivable(
-    source: Source, frame: pl.DataFrame, rows: NDArray[np.int64]
-) -> tuple[pl.DataFrame, NDArray[np.int64], list[Reject]]:
-    """The rows that the source's derived columns can be computed of, and the others, with what Polars says of them."""
+def _derivable(source: Source, decoded: Decoded) -> Decoded:
+    """Without the events that the source's derived columns cannot be computed of."""
+    failing = dict(_underivable(source, decoded.frame, 0))
+    bad = np.zeros(len(decoded.frame), np.bool_)
+    bad[list(failing)] = True
+    return decoded.without(bad, [decoded.reject(at, "derive", detail) for at, detail in failing.items()])
+
+
+def _underivable(source: Source, frame: pl.DataFrame, first: int) -> Iterator[tuple[int, str]]:
+    """The places, from `first` on, of the events of which derived columns cannot be computed, and what Polars says."""
     try:
         with_derived(source, frame)
     except pl.exceptions.PolarsError as error:
         if len(frame) == 1:
-            [(row, place)] = rows.tolist()
-            return frame.clear(), rows[:0], [Reject(row, "derive", str(error)[:_MAX_DETAIL], place)]
-        half = len(frame) // 2
-        first, second = (_derivable(source, frame[part], rows[part]) for part in (slice(half), slice(half, None)))
-        return first[0].vstack(second[0]), np.concatenate([first[1], second[1]]), first[2] + second[2]
-    return frame, rows, []
+            yield first, str(error)[:MAX_DETAIL]
+        else:
+            half = len(frame) // 2
+            yield from _underivable(source, frame[:half], first)
+            yield from _underivable(source, frame[half:], first + half)
 
 
 def _refused(source: Source, batch: Batch, reject: Reject) -> Refused:

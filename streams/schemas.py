@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from featurestore.confluent import Loads, Schemas, ids_of
+from featurestore.confluent import NO_SCHEMAS, Loads, Schemas, ids_of
 from featurestore.errors import UnavailableError
 from featurestore.sources import Source
 from streams.batches import Batch
@@ -20,7 +20,7 @@ RETRY_SECONDS = 1.0
 async def known_schemas(registry: Schemas | None, source: Source, batch: Batch) -> Mapping[int, Loads]:
     """What reads the records of a batch of the source; nothing where they name no schemas."""
     if registry is None or not source.registered:
-        return {}
+        return NO_SCHEMAS
     ids, told = ids_of(batch.values), False
     while True:
         try:
