@@ -127,8 +127,8 @@ class ViewState:
         state.number(self.names.taken(kept))
         rows, partitions = np.nonzero(self._slots[kept])
         slots = self._slots[kept[rows], partitions]
-        blobs, ends = self._encoded(slots)
-        state._put(rows, partitions, blobs, ends - np.diff(ends, prepend=0))
+        blobs, starts, _ = self._encoded(slots)
+        state._put(rows, partitions, blobs, starts)
         state._loaded[: len(kept)], state._used[: len(kept)] = self._loaded[kept], self._used[kept]
         state.texts, state._turn = self.texts, self._turn
         for partition in range(self.partitions):
@@ -202,24 +202,24 @@ class ViewState:
         """The slots' states, encoded into one buffer."""
         if not len(slots):
             return []
-        out, ends = self._encoded(slots)
-        starts, lengths = 8 * (ends - np.diff(ends, prepend=0)), 8 * np.diff(ends, prepend=0)
+        out, starts, sizes = self._encoded(slots)
         raw = out.view(np.uint8)
         partitions, entities = self._words[slots + layout.PARTITION], self._words[slots + layout.ENTITY]
         changes = []
         for partition in np.unique(partitions).tolist():
             rows = np.flatnonzero(partitions == partition)
-            blobs = Values[bytes](raw, starts[rows], lengths[rows])
+            blobs = Values[bytes](raw, 8 * starts[rows], 8 * sizes[rows])
             changes.append(Changes(partition, self.names.taken(entities[rows]), blobs))
         return changes
 
-    def _encoded(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The slots' states one after another, and where each ends."""
+    def _encoded(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The slots' states one after another; where each begins, and how many words it has."""
         lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
-        ends = np.cumsum(kernel.sizes_of(self._words, slots, lexicon, mark))
+        sizes = kernel.sizes_of(self._words, slots, lexicon, mark)
+        ends = np.cumsum(sizes)
         out = np.empty(int(ends[-1]) if len(ends) else 0, np.int64)
         kernel.encode(self._words, slots, ends, out, lexicon, mark + len(slots))
-        return out, ends
+        return out, ends - sizes, sizes
 
     def _nothing(self) -> NDArray[np.int64]:
         runs = len(self.plan.tracks)

@@ -31,7 +31,7 @@ _NOUGHT, _NINE, _A, _F, _U = (ord(c) for c in "09afu")
 _ESCAPES = np.array([[ord(a), ord(b)] for a, b in zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True)], np.int64)
 _SPACE = 0x20  # the first that is no control character; a letter with this bit set is a small one
 _BLANKS = 1 << 0x20 | 1 << 0x09 | 1 << 0x0A | 1 << 0x0D
-_NULL, _TRUE, _FALS, _E = (int.from_bytes(word, "little") for word in (b"null", b"true", b"fals", b"e"))
+_NULL, _TRUE, _FALSE = (int.from_bytes(word, "little") for word in (b"null", b"true", b"false"))
 
 
 class Names(NamedTuple):
@@ -175,7 +175,7 @@ def _value(text: Bytes, at: int, end: int, row: int, column: int, names: Names, 
         if _is_word(text, at, end, _TRUE, 4):
             out.words[place, row] = 1
             return at + 4
-        return at + 5 if _is_word(text, at, end, _FALS, 4) and at + 4 < end and text[at + 4] == _E else -1
+        return at + 5 if _is_word(text, at, end, _FALSE, 5) else -1
     at, ok, whole, word = number_at(text, at, end, names.powers, kind == FLOAT)
     if not ok or (kind != FLOAT and not whole) or (kind == TIME and not 0 <= word <= names.limits[0]):
         return -1
@@ -361,7 +361,7 @@ def _skipped(text: Bytes, at: int, end: int, names: Names, out: Parsed) -> int:
         return at + 1 if _is_utf8(text, begin, at) else -1
     if _is_word(text, at, end, _NULL, 4) or _is_word(text, at, end, _TRUE, 4):
         return at + 4
-    if _is_word(text, at, end, _FALS, 4):
-        return at + 5 if at + 4 < end and text[at + 4] == _E else -1
+    if _is_word(text, at, end, _FALSE, 5):
+        return at + 5
     at, ok, _, _ = number_at(text, at, end, names.powers, True)
     return at if ok else -1
