@@ -79,9 +79,8 @@ def produce_file(
 
     `types` are a source's column types: such columns are cast, and other columns left out. DataError: it cannot be.
     """
-    ensure_topics(address, {topic: partitions})
-    outbox = _Outbox(address, topic, partitioner)
-    return _produce(outbox, read(path, types), key, timestamps, progress)
+    options: dict[str, Any] = {"timestamps": timestamps, "progress": progress, "partitioner": partitioner}
+    return produce_frames(address, topic, read(path, types), key, partitions, **options)
 
 
 def read(path: Path, types: Mapping[str, str] | None = None) -> Iterator[pl.DataFrame]:
