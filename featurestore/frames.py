@@ -32,9 +32,13 @@ META = {"_partition": pl.Int32(), "_offset": pl.Int64(), "_timestamp": pl.Int64(
 
 
 def event_frame(
-    source: Source, columns: pl.DataFrame, partition: int, offsets: NDArray[np.int64], timestamps: NDArray[np.int64]
+    source: Source,
+    columns: pl.DataFrame,
+    partition: int | NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    timestamps: NDArray[np.int64],
 ) -> pl.DataFrame:
-    """An event frame from a topic's decoded columns."""
+    """An event frame from a topic's decoded columns, of one partition or each of its own."""
     meta = [
         pl.Series("_partition", np.full(len(columns), partition, np.int32)),
         pl.Series("_offset", offsets, dtype=pl.Int64),
@@ -98,8 +102,8 @@ def entity_codes(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.i
 def numbered(frame: pl.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.int64], pl.DataFrame]:
     """For each row the position of its entity among the distinct ones, in a frame; -1 where a key column is null."""
     if len(keys) == 1 and not frame[keys[0]].null_count():
-        codes, distinct = _numbered_values(frame[keys[0]])
-        return codes, pl.DataFrame([distinct.alias(keys[0])])
+        codes, entities = _numbered_values(frame[keys[0]])
+        return codes, pl.DataFrame([entities.alias(keys[0])])
     codes, width = np.zeros(len(frame), np.int64), 1  # codes lie below the width
     null = np.zeros(len(frame), np.bool_)
     for key in keys:

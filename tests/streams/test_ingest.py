@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
 from featurestore import Source, col
-from streams.ingest import ingested
+from streams import ingest
 from streams.transport import Batch
 
 NOW = 1_700_000_000_000
@@ -29,6 +30,11 @@ def batch_of(values, *, first=10, step=1, timestamps=NOW):
     offsets = first + step * np.arange(len(values))
     stamps = np.broadcast_to(np.int64(timestamps), len(values))
     return Batch("payments", 3, first, int(first + step * len(values)), offsets, stamps, [None] * len(values), values)
+
+
+def ingested(source, batch, *options):
+    [got] = ingest.ingested(source, [batch], *options)
+    return got
 
 
 def refusals(got):
@@ -54,6 +60,18 @@ def test_bad_records_are_set_apart_and_the_others_go_on():
     assert got.events["card"].to_list() == ["c1", "c2"]
     assert got.events["_offset"].to_list() == [10, 14]
     assert refusals(got) == [(11, "malformed"), (12, "tombstone"), (13, "type")]
+
+
+def test_batches_that_are_decoded_together_give_what_each_gives_alone():
+    several = [[payment(n=1), b"{", payment(n=2)], [], [None], [b"[", payment(card="c2")], [payment(), payment(n=300)]]
+    batches = [replace(batch_of(values, first=10 * i), partition=i) for i, values in enumerate(several)]
+    together = ingest.ingested(SOURCE, batches, NOW)
+    alone = [ingested(SOURCE, batch, NOW) for batch in batches]
+    assert [got.rejects for got in together] == [got.rejects for got in alone]
+    assert [len(got.rejects) for got in together] == [1, 0, 1, 1, 1]
+    for one, other in zip(together, alone, strict=True):
+        assert one.events.equals(other.events)
+        assert one.events.schema == other.events.schema
 
 
 def test_a_refused_record_goes_out_with_its_bytes_and_says_why_and_whence():
