@@ -13,6 +13,7 @@ from batch.events import columns_of
 from batch.handover import claim
 from batch.refolding import may_overflow, refolded
 from featurestore.definitions import View
+from featurestore.engine import words_of
 from featurestore.errors import DefinitionError, FormatError, StateError
 from featurestore.grafting import Graft, graft_of
 from featurestore.stores import UNFINISHED, Commit, OnlineStore, Position, time_to_live
@@ -133,7 +134,7 @@ async def _stored(old: View, partition: int, position: Position, store: OnlineSt
     states = {entity: blob async for entity, blob in store.scan(old.key, topic, partition)}
     (*_, now) = await store.positions(old.key, topic, partition + 1)
     # A state's third word is the offset of its last event.
-    ahead = any(int.from_bytes(blob[16:24], "little", signed=True) >= position.next for blob in states.values())
+    ahead = any((words_of(blob)[2:3] >= position.next).any() for blob in states.values())
     if now != position or ahead:
         raise StateError(
             f"{old.key} on {topic}:{partition}: a worker writes its states, or was stopped while it did: let it go on "

@@ -19,6 +19,7 @@ from batch.compare import Report, differing, matched
 from batch.events import chunks, last_offsets, logs_of
 from batch.logged import Logged, verify_service
 from featurestore.definitions import View
+from featurestore.engine import words_of
 from featurestore.flow import Flow
 from featurestore.frames import empty_frame
 from featurestore.offline import read_table
@@ -37,7 +38,7 @@ class _Run:
 
     def expired(self, view: View, state: bytes) -> bool:
         """Whether a live run may have let the state expire: no window can see it any more."""
-        newest = int.from_bytes(state[8:16], "little", signed=True)  # a state's second word
+        newest = int(words_of(state)[1])  # see `kernel.layout.FORMAT`
         return not self.report.merged and newest + view.keep <= self.now
 
 

@@ -97,8 +97,8 @@ class ViewState:
 
     def load(self, entity: int, partition: int, blob: bytes | memoryview | None) -> None:
         """Take a stored state (None: there is none). Raises FormatError when it is not of this plan and version."""
-        words = self._nothing() if blob is None else _frozen(np.frombuffer(blob[: len(blob) // 8 * 8], np.int64))
-        if blob is not None and (len(blob) % 8 or not self._take_texts(words)):
+        words = self._nothing() if blob is None else words_of(blob)
+        if blob is not None and not self._take_texts(words):
             raise self._unreadable(entity)
         self._put(np.array([entity]), np.array([partition]), words, np.zeros(1, np.int64))
         slot = self._slots[entity, partition : partition + 1]
@@ -131,7 +131,7 @@ class ViewState:
         state.number(self.names.taken(kept))
         rows, partitions = np.nonzero(self._slots[kept])
         slots = self._slots[kept[rows], partitions]
-        blobs, starts, _ = self._encoded(slots)
+        blobs, starts = self._encoded(slots)
         state._put(rows, partitions, blobs, starts)
         state._loaded[: len(kept)], state._used[: len(kept)] = self._loaded[kept], self._used[kept]
         state.texts, state._turn = self.texts, self._turn
@@ -206,24 +206,27 @@ class ViewState:
         """The slots' states, encoded into one buffer."""
         if not len(slots):
             return []
-        out, starts, sizes = self._encoded(slots)
-        raw = out.view(np.uint8)
+        lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
+        sizes = kernel.sizes_of(self._words, slots, lexicon, mark)
+        out = matrix(1, int(kernel.room_for(sizes).sum()), np.int64)[0]
+        ends = kernel.encode_short(self._words, slots, sizes, out, lexicon, mark + len(slots))
+        raw, starts = out.view(np.uint8), np.append(0, ends[:-1])
         partitions, entities = self._words[slots + layout.PARTITION], self._words[slots + layout.ENTITY]
         changes = []
         for partition in np.unique(partitions).tolist():
             rows = np.flatnonzero(partitions == partition)
-            blobs = Values[bytes](raw, 8 * starts[rows], 8 * sizes[rows])
+            blobs = Values[bytes](raw, 8 * starts[rows], 8 * (ends - starts)[rows])
             changes.append(Changes(partition, self.names.taken(entities[rows]), blobs))
         return changes
 
-    def _encoded(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The slots' states one after another; where each begins, and how many words it has."""
+    def _encoded(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The slots' states one after another, not squeezed; and where each begins."""
         lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
         sizes = kernel.sizes_of(self._words, slots, lexicon, mark)
         ends = np.cumsum(sizes)
         out = np.empty(int(ends[-1]) if len(ends) else 0, np.int64)
         kernel.encode(self._words, slots, ends, out, lexicon, mark + len(slots))
-        return out, ends - sizes, sizes
+        return out, ends - sizes
 
     def _nothing(self) -> NDArray[np.int64]:
         runs = len(self.plan.tracks)
@@ -273,6 +276,12 @@ class ViewState:
     def _room(self) -> int:
         """Words that nothing lies in."""
         return len(self._words) - int(self._words[layout.USED])
+
+
+def words_of(blob: bytes | memoryview) -> NDArray[np.int64]:
+    """The words of a stored state, as `kernel.encode` writes them; none where it is damaged."""
+    whole = np.frombuffer(blob[: len(blob) // 8 * 8], np.int64)
+    return _frozen(kernel.expanded(whole if 8 * len(whole) == len(blob) else whole[:0]))
 
 
 def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:

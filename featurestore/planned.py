@@ -12,6 +12,7 @@ import numpy as np
 from featurestore.expressions import roots
 from featurestore.kernel import layout as at
 from featurestore.kernel import primitives as prim
+from featurestore.kernel.squeezing import room_for
 from featurestore.times import ENDLESS
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class Plan:
         most = [self._most(row) for row in self.tracks]
         if None in most:
             return None
-        return at.HEAD + len(most) + sum(m * row[at.STRIDE] for m, row in zip(most, self.tracks, strict=True) if m)
+        tiles = sum(m * row[at.STRIDE] for m, row in zip(most, self.tracks, strict=True) if m)
+        return room_for(at.HEAD + len(most) + tiles)
 
     def _most(self, row: Sequence[int]) -> int | None:
         """The most tiles or records of a track; None where there is no limit."""

@@ -4,11 +4,12 @@ One kernel serves stream and batch. It works on plain arrays, in the order it is
 expire it: a tile out of every window is dropped whole.
 """
 
-from featurestore.kernel.blobs import encode, end_of_runs, knows_all, load, sizes_of, take_dirty
+from featurestore.kernel.blobs import encode, encode_short, end_of_runs, knows_all, load, sizes_of, take_dirty
 from featurestore.kernel.compacting import compact
 from featurestore.kernel.layout import FOLDED, FORMAT, HEAD, KEYLESS, LATE, OVERFLOW, Inputs, Results, Steps
 from featurestore.kernel.ordering import by_group, merged_by_group
 from featurestore.kernel.run import run, sort_out
+from featurestore.kernel.squeezing import expanded, room_for, squeezed
 
 __all__ = [
     "FOLDED",
@@ -23,12 +24,16 @@ __all__ = [
     "by_group",
     "compact",
     "encode",
+    "encode_short",
     "end_of_runs",
+    "expanded",
     "knows_all",
     "load",
     "merged_by_group",
+    "room_for",
     "run",
     "sizes_of",
     "sort_out",
+    "squeezed",
     "take_dirty",
 ]

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Reals = NDArray[np.float64]
 
 #: Version of an encoded state; its first words are the format and the number of runs, the newest time, the last offset.
-FORMAT = 4
+#: What is stored of it is squeezed but for the first word, whose upper half then says how many words there are.
+FORMAT = 5
 HEAD = 3
 
 # Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.
