@@ -1,7 +1,8 @@
 """Records in the wire format of Confluent's schema registry: a zero, four bytes that name a schema, and the content.
 
-Avro is read with the schema that it was written with. What readers want is the source's schema: fields that were added
-are ignored, those that are gone are null, and those that were renamed are found by `Source(fields=...)`.
+Avro and Protobuf are read with the schema that they were written with. What readers want is the source's schema:
+fields that were added are ignored, those that are gone are null, and those that were renamed are found by
+`Source(fields=...)`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from uuid import UUID
 
 import msgspec
 
+from featurestore import protobuf
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 Loads = Callable[[bytes], Any]
 NO_SCHEMAS: Mapping[int, Loads] = MappingProxyType({})
+NO_IMPORTS: Mapping[str, str] = MappingProxyType({})
 
 HEAD = 5
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local timestamps of Avro have no zone
@@ -62,12 +66,21 @@ def loads_by(loaders: Mapping[int, Loads]) -> Loads:
     return loads
 
 
-def loader_of(kind: str, text: str) -> Loads:
-    """What reads content by a schema: "AVRO" or "JSON", and its text. ValueError: it cannot be used."""
+def loader_of(kind: str, text: str, imports: Mapping[str, str] = NO_IMPORTS) -> Loads:
+    """What reads content by a schema: "AVRO", "JSON" or "PROTOBUF", and its text. ValueError: it cannot be used.
+
+    `imports` has the texts of the schemas that it refers to, by the names that it gives them.
+    """
     if kind == "JSON":
         return msgspec.json.decode
-    if kind != "AVRO":
-        raise ValueError(f"schemas of type {kind} are not supported; AVRO and JSON are")
+    if kind == "AVRO":
+        return _avro(text)
+    if kind == "PROTOBUF":
+        return _protobuf(text, imports)
+    raise ValueError(f"schemas of type {kind} are not supported; AVRO, JSON and PROTOBUF are")
+
+
+def _avro(text: str) -> Loads:
     import fastavro  # noqa: PLC0415 - most have no use for it
     from fastavro.schema import SchemaParseException, UnknownType  # noqa: PLC0415
 
@@ -85,6 +98,18 @@ def loader_of(kind: str, text: str) -> Loads:
         if stream.tell() != len(content):
             raise SchemaError("it is longer than its schema says")
         return plain(found)
+
+    return loads
+
+
+def _protobuf(text: str, imports: Mapping[str, str]) -> Loads:
+    read = protobuf.reader_of(text, imports)
+
+    def loads(content: bytes) -> Any:  # noqa: ANN401
+        try:
+            return read(content)
+        except ValueError as error:
+            raise SchemaError(f"it is not as its schema says: {error}") from error
 
     return loads
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import polars as pl
 
+from featurestore import protobuf
 from featurestore.arrow import decode_arrow
 from featurestore.confluent import NO_SCHEMAS, Loads, loads_by
 from featurestore.decoding import (
@@ -49,6 +50,12 @@ def decode(source: Source, values: Sequence[bytes | None], schemas: Mapping[int,
     if source.format == "arrow":
         return _finite(source.schema, decode_arrow(source, values))
     return _finite(source.schema, _by_record(source, values, _loader(source, schemas)))
+
+
+def check_installed(source: Source) -> None:
+    """ConfigError: what reads the source's format is not installed here."""
+    if source.format == "protobuf":
+        protobuf.compiler()
 
 
 def _loader(source: Source, schemas: Mapping[int, Loads]) -> Loads:
