@@ -2,7 +2,9 @@
 
 A message becomes an object with all fields of its schema. A field that is not on the wire has the value that the schema
 gives it: null where it can be told from one that was set (`optional`, of a `oneof`, a message), or else 0, "" or false.
-Enums are the names of their values, timestamps and durations milliseconds, wrappers what they wrap.
+Enums are the names of their values, times milliseconds, decimals floats, wrappers what they wrap.
+
+The folder `protos` has what Confluent's registry knows by itself, and so does not give as references.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import date
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     Read = Callable[[Any], Any]
 
 _MAIN = "_.proto"
+_PROTOS = Path(__file__).parent / "protos"
 _IMPORT = re.compile(r"((?!\.)[\w.-]{1,99}(?<!\.proto)/)*(?!\.)[\w.-]{1,99}\.proto")
+_EPOCH = date(1970, 1, 1)
 _WRAPPERS = ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
 
 
@@ -36,7 +41,17 @@ def _milliseconds(moment: Any) -> int:  # noqa: ANN401 - a message with seconds 
     return int(moment.seconds * 1_000 + moment.nanos // 1_000_000)
 
 
+def _day(day: Any) -> int:  # noqa: ANN401 - a message with year, month and day
+    return (date(day.year, day.month, day.day) - _EPOCH).days * 86_400_000
+
+
+def _decimal(number: Any) -> float:  # noqa: ANN401 - a message with value and scale
+    return float(f"{int.from_bytes(number.value, 'big', signed=True)}e{-number.scale}")
+
+
 _WELL_KNOWN: Mapping[str, Read] = {
+    "confluent.type.Decimal": _decimal,
+    "google.type.Date": _day,
     "google.protobuf.Timestamp": _milliseconds,
     "google.protobuf.Duration": _milliseconds,
     **{f"google.protobuf.{name}Value": attrgetter("value") for name in _WRAPPERS},
@@ -58,8 +73,8 @@ def compiler() -> str:
 def reader_of(text: str, imports: Mapping[str, str]) -> Callable[[bytes], Any]:
     """What makes an object of a message in Confluent's format, after its id: the place of its type, and the message.
 
-    `imports` has the texts of what the schema imports, by name; Google's own are known. ValueError, here: it is no
-    schema; from what is returned: it is no message of it.
+    `imports` has the texts of what the schema imports, by name, but for what every registry knows. ValueError, here: it
+    is no schema; from what is returned: it is no message of it.
     """
     from google.protobuf import message, message_factory  # noqa: PLC0415 - an optional dependency
 
@@ -92,7 +107,8 @@ def compiled(text: str, imports: Mapping[str, str]) -> tuple[FileDescriptorProto
             file = Path(folder, name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, "utf-8")
-        command = [compiler(), "--proto_path=.", "--include_imports", "--descriptor_set_out=made", _MAIN]
+        command = [compiler(), "--proto_path=.", f"--proto_path={_PROTOS}", "--include_imports"]
+        command += ["--descriptor_set_out=made", _MAIN]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"it is no Protobuf schema: {done.stderr.strip()}")

@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from datetime import UTC, date, datetime
+from functools import cache
 
 import pytest
 from google.protobuf import message_factory
@@ -266,6 +268,73 @@ def test_what_a_schema_imports_is_asked_of_the_registry():
 def test_a_schema_that_is_of_no_use_says_why(text, imports, why):
     with pytest.raises(ValueError, match=why):
         loader_of("PROTOBUF", text, imports)
+
+
+CONTRACT = """
+syntax = "proto3";
+import "confluent/meta.proto";
+import "confluent/type/decimal.proto";
+import "google/type/date.proto";
+import "google/type/timeofday.proto";
+message Payment {
+  option (confluent.message_meta).rules = { name: "positive" expr: "this.price > 0" };
+  string id = 1 [(confluent.field_meta) = { tags: "PII", params: [{ key: "k", value: "v" }] }];
+  google.type.Date day = 2;
+  confluent.type.Decimal price = 3;
+  google.type.TimeOfDay time = 4;
+}
+"""
+
+
+@given(st.dates(date(1970, 1, 1), date(9999, 12, 31)), st.decimals(allow_nan=False, allow_infinity=False))
+def test_what_confluents_registry_knows_by_itself_need_not_be_referred_to(day, price):
+    schema = contract()
+    sign, digits, exponent = price.as_tuple()
+    value = int("".join(map(str, digits))) * (-1 if sign else 1)
+    price_message = {"value": value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True), "scale": -exponent}
+    record = schema.record(
+        id="a",
+        day={"year": day.year, "month": day.month, "day": day.day},
+        price=price_message,
+        time={"hours": 7},
+    )
+    columns = {"id": str, "at": "timestamp[ms]", "price": float, "hour": int}
+    made = source(schema=columns, fields={"at": "day", "hour": "time.hours"})
+    decoded = decode(made, [record], {1: schema.loads})
+    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000
+    expected = float(price) + 0.0  # an integer has no -0.0
+    if math.isinf(expected):
+        assert [reject.error for reject in decoded.rejects] == ["range"]
+    else:
+        assert decoded.frame.rows() == [("a", midnight, expected, 7)]
+
+
+@cache
+def contract():
+    return Schema(CONTRACT)
+
+
+def test_a_date_that_is_none_and_a_decimal_beyond_all_floats_are_refused():
+    made = source(schema={"id": str, "at": int, "price": float}, fields={"at": "day"})
+    day = {"year": 1970, "month": 1, "day": 2}
+    values = [
+        contract().record(id="a", day={"year": 1970}),
+        contract().record(id="a", day=day, price={"value": b"\1", "scale": -(2**31)}),
+        contract().record(id="a", day=day, price={"value": b"\1" * 9_000, "scale": 1}),
+        contract().record(id="a", day=day, price={"value": b"\1", "scale": 2**31 - 1}),
+    ]
+    decoded = decode(made, values, {1: contract().loads})
+    assert [(reject.row, reject.error) for reject in decoded.rejects] == [
+        (0, "malformed"),
+        (1, "range"),
+        (2, "malformed"),
+    ]
+    assert decoded.frame.rows() == [("a", 86_400_000, 0.0)]
+
+
+def test_the_place_of_decimals_in_some_clients_is_known_too():
+    text = 'syntax = "proto3"; import "confluent/types/decimal.proto"; message P { confluent.type.Decimal price = 1; }'
+    assert loader_of("PROTOBUF", text)(b"\0\x0a\x05\x0a\x01\x0f\x18\x01") == {"price": 1.5}
 
 
 def test_other_editions_are_read_too():
