@@ -69,23 +69,25 @@ def loads_by(loaders: Mapping[int, Loads]) -> Loads:
 def loader_of(kind: str, text: str, imports: Mapping[str, str] = NO_IMPORTS) -> Loads:
     """What reads content by a schema: "AVRO", "JSON" or "PROTOBUF", and its text. ValueError: it cannot be used.
 
-    `imports` has the texts of the schemas that it refers to, by the names that it gives them.
+    `imports` has the texts of the schemas that it refers to, by name, each after those that it refers to itself.
     """
     if kind == "JSON":
         return msgspec.json.decode
     if kind == "AVRO":
-        return _avro(text)
+        return _avro(text, imports)
     if kind == "PROTOBUF":
         return _protobuf(text, imports)
     raise ValueError(f"schemas of type {kind} are not supported; AVRO, JSON and PROTOBUF are")
 
 
-def _avro(text: str) -> Loads:
+def _avro(text: str, imports: Mapping[str, str]) -> Loads:
     import fastavro  # noqa: PLC0415 - most have no use for it
     from fastavro.schema import SchemaParseException, UnknownType  # noqa: PLC0415
 
+    named: dict[str, Any] = {}
     try:
-        schema = fastavro.parse_schema(json.loads(text))
+        for each in (*imports.values(), text):
+            schema = fastavro.parse_schema(json.loads(each), named)
     except (SchemaParseException, UnknownType, json.JSONDecodeError) as error:
         raise ValueError(f"it is no Avro schema: {error}") from error
 

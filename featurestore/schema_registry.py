@@ -51,22 +51,23 @@ class SchemaRegistry:
     def _asked(self, number: int) -> Loads | None:
         try:
             told = self._get(f"schemas/ids/{number}")
-            return loader_of(told.get("schemaType", "AVRO"), told["schema"], self._imports(told))
+            kind = told.get("schemaType", "AVRO")
+            imports: dict[str, str] = {}
+            if kind != "JSON":  # which is read without its schema
+                self._refer(told, imports)
+            return loader_of(kind, told["schema"], imports)
         except (ValueError, KeyError, TypeError) as error:
             _log.warning("schema %d at %s: %s", number, self.address, error)
             return None
 
-    def _imports(self, told: Mapping[str, Any]) -> dict[str, str]:
-        """The texts of what a schema refers to, and of what that refers to, by name."""
-        texts: dict[str, str] = {}
-        ahead = list(told.get("references", ()))
-        while ahead:
-            name, subject, version = itemgetter("name", "subject", "version")(ahead.pop())
+    def _refer(self, told: Mapping[str, Any], texts: dict[str, str]) -> None:
+        """Add the texts of what a schema refers to, by name, each after those that it refers to itself."""
+        for reference in told.get("references", ()):
+            name, subject, version = itemgetter("name", "subject", "version")(reference)
             if name not in texts:
                 found = self._get(f"subjects/{quote(subject, safe='')}/versions/{int(version)}")
+                self._refer(found, texts)
                 texts[name] = found["schema"]
-                ahead += found.get("references", ())
-        return texts
 
     def _get(self, path: str) -> Any:  # noqa: ANN401
         """What the registry has at a path; ValueError: nothing."""
