@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import msgspec
+import numpy as np
 
-from featurestore import protobuf
+from featurestore.protobuf import Messages
+from featurestore.values import Values
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
 
 Loads = Callable[[bytes], Any]
 NO_SCHEMAS: Mapping[int, Loads] = MappingProxyType({})
@@ -46,10 +50,26 @@ class SchemaError(msgspec.DecodeError):
     """A record whose content cannot be told from its schema."""
 
 
-def ids_of(values: Iterable[bytes | None]) -> set[int]:
+def ids_of(values: Sequence[bytes | None]) -> set[int]:
     """The schemas that records name."""
-    heads = {value[:HEAD] for value in values if value is not None}
-    return {int.from_bytes(head[1:], "big") for head in heads if len(head) == HEAD and head[0] == 0}
+    return distinct(numbers_of(Values.of(values))) - {-1}
+
+
+def numbers_of(values: Values[bytes | None]) -> NDArray[np.int64]:
+    """The schema that each record names, or -1."""
+    rows = np.flatnonzero(values.lengths >= HEAD)
+    starts = values.starts[rows]
+    named = np.zeros(len(rows), np.int64)
+    for place in range(1, HEAD):
+        named = named << 8 | values.buffer[starts + place]
+    ids = np.full(len(values), -1, np.int64)
+    ids[rows] = np.where(values.buffer[starts] == 0, named, -1)
+    return ids
+
+
+def distinct(ids: NDArray[np.int64]) -> set[int]:
+    """The numbers among these, which most often are all the same."""
+    return {int(ids[0])} if len(ids) and (ids == ids[0]).all() else set(np.unique(ids).tolist())
 
 
 def loads_by(loaders: Mapping[int, Loads]) -> Loads:
@@ -76,7 +96,7 @@ def loader_of(kind: str, text: str, imports: Mapping[str, str] = NO_IMPORTS) -> 
     if kind == "AVRO":
         return _avro(text, imports)
     if kind == "PROTOBUF":
-        return _protobuf(text, imports)
+        return Messages(text, imports)
     raise ValueError(f"schemas of type {kind} are not supported; AVRO, JSON and PROTOBUF are")
 
 
@@ -100,18 +120,6 @@ def _avro(text: str, imports: Mapping[str, str]) -> Loads:
         if stream.tell() != len(content):
             raise SchemaError("it is longer than its schema says")
         return plain(found)
-
-    return loads
-
-
-def _protobuf(text: str, imports: Mapping[str, str]) -> Loads:
-    read = protobuf.reader_of(text, imports)
-
-    def loads(content: bytes) -> Any:  # noqa: ANN401
-        try:
-            return read(content)
-        except ValueError as error:
-            raise SchemaError(f"it is not as its schema says: {error}") from error
 
     return loads
 

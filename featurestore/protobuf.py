@@ -19,7 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from featurestore.errors import ConfigError
+from featurestore.messages import OtherError, names_of_enum, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor, FieldDescriptor
     from google.protobuf.descriptor_pb2 import FileDescriptorProto
     from google.protobuf.descriptor_pool import DescriptorPool
+
+    from featurestore.kernel.messages import Shape
 
     Read = Callable[[Any], Any]
 
@@ -70,30 +75,57 @@ def compiler() -> str:
     return str(Path(found).absolute())
 
 
-def reader_of(text: str, imports: Mapping[str, str]) -> Callable[[bytes], Any]:
-    """What makes an object of a message in Confluent's format, after its id: the place of its type, and the message.
+class Messages:
+    """Reads messages in Confluent's format, after their id: the place of a message's type, and the message.
 
-    `imports` has the texts of what the schema imports, by name, but for what every registry knows. ValueError, here: it
-    is no schema; from what is returned: it is no message of it.
+    `imports` has the texts of what the schema imports, by name, but for what every registry knows. ValueError: it is no
+    schema.
     """
-    from google.protobuf import message, message_factory  # noqa: PLC0415 - an optional dependency
 
-    schema, pool = compiled(text, imports)
-    known: dict[str, Read] = {}
-    types: dict[tuple[int, ...], tuple[Read, Read]] = {}
+    def __init__(self, text: str, imports: Mapping[str, str]) -> None:
+        self._schema, self._pool = compiled(text, imports)
+        self._known: dict[str, Read] = {}
+        self._types: dict[tuple[int, ...], tuple[Read, Read]] = {}
+        self._shapes: dict[Any, Shape | None] = {}
 
-    def read(content: bytes) -> Any:  # noqa: ANN401
-        path, at = _place(content)
-        if path not in types:
-            kind = type_at(schema, pool, path)
-            types[path] = message_factory.GetMessageClass(kind).FromString, _reader(kind, known)
-        parse, plain = types[path]
+    def __call__(self, content: bytes) -> Any:  # noqa: ANN401
+        """The object that a message is. msgspec.DecodeError: it is not as its schema says."""
+        from google.protobuf import message  # noqa: PLC0415 - an optional dependency
+
         try:
+            path, at = _place(content)
+            parse, plain = self._types.get(path) or self._type(path)
             return plain(parse(content[at:]))
-        except message.DecodeError as error:
-            raise ValueError(str(error)) from error
+        except (message.DecodeError, ValueError) as error:
+            raise msgspec.DecodeError(f"it is not as its schema says: {error}") from error
 
-    return read
+    def _type(self, path: tuple[int, ...]) -> tuple[Read, Read]:
+        from google.protobuf import message_factory  # noqa: PLC0415 - an optional dependency
+
+        kind = type_at(self._schema, self._pool, path)
+        made = message_factory.GetMessageClass(kind).FromString, _reader(kind, self._known)
+        self._types[path] = made
+        return made
+
+    def shape(
+        self, head: bytes, content: bytes, columns: Mapping[str, str], paths: Mapping[str, Sequence[str]]
+    ) -> Shape | None:
+        """What compiled code must know to read columns of messages of this one's type; None: it cannot.
+
+        `head` is what records have before their content.
+        """
+        try:
+            path, at = _place(content)
+            kind = type_at(self._schema, self._pool, path)
+        except ValueError:
+            return None
+        key = (head + content[:at], tuple(columns.items()), tuple(paths.items()))
+        if key not in self._shapes:
+            try:
+                self._shapes[key] = shape_of(kind, key[0], columns, paths)
+            except OtherError:
+                self._shapes[key] = None
+        return self._shapes[key]
 
 
 def compiled(text: str, imports: Mapping[str, str]) -> tuple[FileDescriptorProto, DescriptorPool]:
@@ -185,5 +217,5 @@ def _shown(field: FieldDescriptor, known: dict[str, Read]) -> Read:
         return _reader(field.message_type, known)
     if field.enum_type is None:
         return lambda value: value
-    names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
+    names = names_of_enum(field.enum_type)
     return lambda number: names.get(number, number)
