@@ -14,7 +14,7 @@ from featurestore.expressions import TYPES, Expressions, by_name, checked_type, 
 from featurestore.times import milliseconds
 
 PARTITIONERS = ("murmur2", "crc32")
-FORMATS = ("json", "msgpack", "csv", "arrow", "avro", "json_schema")
+FORMATS = ("json", "msgpack", "csv", "arrow", "avro", "json_schema", "protobuf")
 
 ROW_BITS = 20
 """Of the offset of an event whose record holds several: it is the record's, shifted, and the event's row in it."""
@@ -37,9 +37,9 @@ class Source:
     producers use, so that a lookup by key reads one partition.
 
     `format` is that of a record: "json", "msgpack", "csv" (a line, its fields in the schema's order), or "arrow" (a
-    stream of Arrow's IPC format, each row of which is an event); "avro" and "json_schema" are those of Confluent's wire
-    format, whose schemas a registry has. `fields` says where a column is found that does not go by its own name: the
-    path to it, such as "payment.amount", or several, of which the first that is there counts.
+    stream of Arrow's IPC format, each row of which is an event); "avro", "json_schema" and "protobuf" are those of
+    Confluent's wire format, whose schemas a registry has. `fields` says where a column is found that does not go by its
+    own name: the path to it, such as "payment.amount", or several, of which the first that is there counts.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Source:
     @property
     def registered(self) -> bool:
         """Whether records name schemas that a registry has."""
-        return self.format in ("avro", "json_schema")
+        return self.format in ("avro", "json_schema", "protobuf")
 
     @property
     def row_bits(self) -> int:

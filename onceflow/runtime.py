@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from featurestore import UnavailableError, View
 from featurestore.confluent import Schemas
 from featurestore.errors import ConfigError
+from featurestore.formats import check_installed
 from featurestore.online import connect
 from featurestore.schema_registry import SchemaRegistry
 from learner.store import ModelStore
@@ -96,11 +97,13 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
 
 
 def schemas_of(definitions: Definitions, settings: Settings) -> Schemas | None:
-    """The schema registry, where a source needs one; ConfigError when it is not set then."""
-    if settings.schema_registry:
-        return SchemaRegistry(settings.schema_registry)
+    """The schema registry, where a source needs one; ConfigError when it is not set then, or formats cannot be read."""
     sources = [view.source for view in views_of(definitions)]
     sources += [source for service in definitions.services.values() for source in (service.on, service.label.source)]
+    for source in sources:
+        check_installed(source)
+    if settings.schema_registry:
+        return SchemaRegistry(settings.schema_registry)
     if named := next((source.name for source in sources if source.registered), None):
         raise ConfigError(f"source {named!r} needs a schema registry: set schema_registry to its address")
     return None

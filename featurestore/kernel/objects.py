@@ -203,9 +203,9 @@ def _text(text: Bytes, at: int, end: int, row: int, place: int, longest: int, ou
     at = _string_end(text, begin, end)
     if at < 0:
         return _escaped_text(text, begin, end, row, place, longest, out)
-    if at - begin > longest or not _is_utf8(text, begin, at):
+    if at - begin > longest or not is_utf8(text, begin, at):
         return -1
-    out.texts[place, row, 0], out.texts[place, row, 1] = _view(text, begin, at - begin, 0)
+    out.texts[place, row, 0], out.texts[place, row, 1] = view(text, begin, at - begin, 0)
     return at + 1
 
 
@@ -214,9 +214,9 @@ def _escaped_text(text: Bytes, begin: int, end: int, row: int, place: int, longe
     """As `_text`, of a string that begins at `begin` and has escapes."""
     start = out.used[0]
     at, upto = _unescaped(text, begin, end, out.plain, start)
-    if at < 0 or upto - start > longest or not _is_utf8(out.plain, start, upto):
+    if at < 0 or upto - start > longest or not is_utf8(out.plain, start, upto):
         return -1
-    out.texts[place, row, 0], out.texts[place, row, 1] = _view(out.plain, start, upto - start, 1)
+    out.texts[place, row, 0], out.texts[place, row, 1] = view(out.plain, start, upto - start, 1)
     out.used[0] = upto
     return at + 1
 
@@ -303,7 +303,7 @@ def _write_utf8(plain: Bytes, to: int, code: int) -> int:
 
 
 @inlined
-def _view(text: Bytes, begin: int, length: int, buffer: int) -> tuple[int, int]:
+def view(text: Bytes, begin: int, length: int, buffer: int) -> tuple[int, int]:
     """The two words of Arrow's view of a string in one of the buffers."""
     low, high = ZERO, ZERO
     for i in range(min(length, 4)):
@@ -322,11 +322,11 @@ def view_all(buffer: Bytes, starts: Ints, lengths: Ints, out: Ints) -> None:
     text = bared(buffer)
     for i in range(starts.shape[0]):
         if lengths[i] >= 0:
-            out[i, 0], out[i, 1] = _view(text, starts[i], lengths[i], 0)
+            out[i, 0], out[i, 1] = view(text, starts[i], lengths[i], 0)
 
 
 @compiled
-def _is_utf8(text: Bytes, at: int, end: int) -> bool:
+def is_utf8(text: Bytes, at: int, end: int) -> bool:
     """Whether the bytes are UTF-8: shortest forms, no surrogates, nothing above U+10FFFF (RFC 3629)."""
     while at < end:
         lead = text[at]
@@ -357,8 +357,8 @@ def _skipped(text: Bytes, at: int, end: int, names: Names, out: Parsed) -> int:
         at = _string_end(text, begin, end)
         if at < 0:  # written where it will be written over
             at, upto = _unescaped(text, begin, end, out.plain, out.used[0])
-            return at + 1 if at >= 0 and _is_utf8(out.plain, out.used[0], upto) else -1
-        return at + 1 if _is_utf8(text, begin, at) else -1
+            return at + 1 if at >= 0 and is_utf8(out.plain, out.used[0], upto) else -1
+        return at + 1 if is_utf8(text, begin, at) else -1
     if _is_word(text, at, end, _NULL, 4) or _is_word(text, at, end, _TRUE, 4):
         return at + 4
     if _is_word(text, at, end, _FALSE, 5):

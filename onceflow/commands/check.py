@@ -10,6 +10,7 @@ import typer
 from featurestore.aggregates import Window
 from featurestore.definitions import Feature, View
 from featurestore.expressions import roots
+from featurestore.formats import check_installed
 from featurestore.plan import compiled
 from featurestore.sources import Source
 from featurestore.times import ENDLESS
@@ -20,8 +21,13 @@ _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms
 
 
 def run(*, module: str, json: bool) -> None:
-    """Load the module, which checks it, and print sources, views and services."""
+    """Load the module, which checks it, and print sources, views and services.
+
+    ConfigError: what reads the format of a source is not installed.
+    """
     found = modules.load(module)
+    for source in found.sources.values():
+        check_installed(source)
     described = {
         "sources": [_source(source) for source in found.sources.values()],
         "views": [_view(view) for view in found.views.values()],

@@ -168,12 +168,35 @@ def test_a_registry_is_asked_for_each_schema_once():
         assert decode(source(), [avro(FIRST, GOOD)], found).frame.to_dicts() == [GOOD]
 
 
+def test_what_a_schema_refers_to_is_asked_of_the_registry():
+    money = {"type": "record", "name": "shop.Money", "fields": [{"name": "x", "type": "double"}]}
+    total = {"type": "record", "name": "shop.Total", "fields": [{"name": "of", "type": "shop.Money"}]}
+    paid = record(("id", "string"), ("at", "long"), ("total", "shop.Total"), ("fee", "shop.Money"))
+    references = [{"name": each, "subject": each, "version": 1} for each in ("shop.Money", "shop.Total")]
+    schemas = {
+        1: ("AVRO", json.dumps(paid), *references[::-1]),
+        2: ("AVRO", json.dumps(total), references[0]),
+        3: ("AVRO", json.dumps(money)),
+        4: ("JSON", "{}", {"name": "n", "subject": "nobody's", "version": 1}),
+    }
+    with schema_registry.running(schemas, {"shop.Total/1": 2, "shop.Money/1": 3}) as server:
+        found = SchemaRegistry(server.url).loaders({1, 4})
+        assert server.asked == [1, 2, 3, 4]
+    event = {"id": "a", "at": 5, "total": {"of": {"x": 1.5}}, "fee": {"x": 0.5}}
+    out, named = io.BytesIO(), {}
+    for each in (money, total, paid):
+        schema = fastavro.parse_schema(each, named)
+    fastavro.schemaless_writer(out, schema, event)
+    decoded = decode(source(fields={"x": "total.of.x"}), [framed(1, out.getvalue())], found)
+    assert decoded.frame.row(0)[:4] == ("a", 5, None, 1.5)
+
+
 def test_schemas_that_are_unknown_or_of_no_use_are_left_out(caplog):
-    schemas = {4: ("PROTOBUF", "syntax"), 5: ("AVRO", "no json"), 6: ("AVRO", '{"type": "nothing"}')}
+    schemas = {4: ("THRIFT", "struct"), 5: ("AVRO", "no json"), 6: ("AVRO", '{"type": "nothing"}')}
     with schema_registry.running(schemas) as server:
         assert SchemaRegistry(server.url).loaders({4, 5, 6, 7}) == {}
-    assert "schemas of type PROTOBUF are not supported" in caplog.text
-    assert "has no schema 7" in caplog.text
+    assert "schemas of type THRIFT are not supported" in caplog.text
+    assert "there is no schemas/ids/7" in caplog.text
 
 
 def test_a_registry_that_is_away_or_refuses_is_an_error_that_tells_no_secret():
