@@ -40,6 +40,9 @@ class Source:
     stream of Arrow's IPC format, each row of which is an event); "avro" and "json_schema" are those of Confluent's wire
     format, whose schemas a registry has. `fields` says where a column is found that does not go by its own name: the
     path to it, such as "payment.amount", or several, of which the first that is there counts.
+
+    `id` is a column that tells events apart, text or integers: an event whose id one of the `dedup` records before it
+    in its partition bore is a repeat, and left out (see `repeats.Repeats`).
     """
 
     name: str
@@ -52,6 +55,8 @@ class Source:
     partitioner: str | None = None
     format: str = "json"
     fields: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
+    id: str | None = None
+    dedup: int = 1_000_000
 
     paths: dict[str, tuple[str, ...]] = field(init=False)  # by column, where it is found in a record
     types: dict[str, str] = field(init=False)  # schema columns, then derived ones
@@ -68,13 +73,17 @@ class Source:
         keys = (self.key,) if isinstance(self.key, str) else tuple(self.key)
         if not keys:
             raise DefinitionError(f"{here}: it has no key; name the column that its records are keyed by")
-        for column in (self.event_time, *keys):
+        for column in (self.event_time, *keys, *([] if self.id is None else [self.id])):
             if column not in types:
                 raise DefinitionError(f"{here}: there is no column {column!r}; {closest(column, types)}")
         if types[self.event_time] not in ("timestamp[ms]", "int"):
             raise DefinitionError(f'{here}: event time {self.event_time!r} must be "timestamp[ms]" in the schema')
         if self.partitioner not in (None, *PARTITIONERS):
             raise DefinitionError(f"{here}: partitioner must be one of {', '.join(PARTITIONERS)}, or left out")
+        if self.id is not None and types[self.id] not in ("str", "int"):
+            raise DefinitionError(f"{here}: id {self.id!r} must be str or int in the schema, not {types[self.id]}")
+        if not isinstance(self.dedup, int) or self.dedup < 1:
+            raise DefinitionError(f"{here}: dedup says how many records back an id counts, not {self.dedup!r}")
         if self.format not in FORMATS:
             raise DefinitionError(f"{here}: format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if self.fields and self.format == "csv":

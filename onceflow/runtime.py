@@ -148,6 +148,7 @@ def run_worker(worker: Worker, settings: Settings) -> None:
     topics = [*worker.sources, *worker.mirrored]
     delivery = Delivery(
         positions=worker.positions,
+        lead=worker.lead,
         assigned=worker.assigned,
         revoked=worker.revoked,
         columns=settings.transport == "columns",
