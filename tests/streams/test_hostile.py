@@ -215,6 +215,28 @@ def test_22_repeats_of_an_id_are_left_out_also_by_workers_that_begin_in_the_midd
     assert report.mirror_compared == 600 - repeats
 
 
+def test_22_views_at_different_offsets_of_one_topic_leave_out_the_same_repeats(embedded_pair, tmp_path):
+    tag = secrets.token_hex(4)
+    early = clicks(tag, id="id", dedup=30)
+    [topic] = early.sources
+    late = view(entity=Entity("user", key="user"), source=early.sources[topic], windows=["10m"])(
+        type(f"Later{tag}", (), {"n": Count(), "sum": Sum("n")})
+    )
+    both = Definitions(early.sources, {**early.views, late.name: late}, {})
+    log = [text(n=at, at=NOW + at, id=f"e{at - at % 3}") for at in range(90)]
+    settings = settings_of(embedded_pair, tag, tmp_path)
+    sent(embedded_pair.kafka, topic, log[:40])
+    work(early, settings)
+    sent(embedded_pair.kafka, topic, log[40:50])
+    work(both, settings)
+    sent(embedded_pair.kafka, topic, log[50:])
+    work(early, settings)
+    assert work(both, settings).stats.repeats == sum(at % 3 > 0 for at in range(50, 90))
+    report = verified(embedded_pair, settings, both)
+    assert report.good, report
+    assert report.mirror_compared == 2 * 30
+
+
 def test_23_a_batch_that_expands_without_measure_is_refused(monkeypatch):
     monkeypatch.setattr(records, "MAX_EXPANDED", 1 << 20)
     with pytest.raises(StateError, match="expands to more than 1 MiB"):
