@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -39,7 +40,8 @@ class Source:
     `format` is that of a record: "json", "msgpack", "csv" (a line, its fields in the schema's order), or "arrow" (a
     stream of Arrow's IPC format, each row of which is an event); "avro" and "json_schema" are those of Confluent's wire
     format, whose schemas a registry has. `fields` says where a column is found that does not go by its own name: the
-    path to it, such as "payment.amount", or several, of which the first that is there counts.
+    path to it, such as "payment.amount", or several, of which the first that is there counts. `headers` names the
+    record header that holds a column which is not in the record itself.
 
     `id` is a column that tells events apart, text or integers: an event whose id one of the `dedup` records before it
     in its partition bore is a repeat, and left out (see `repeats.Repeats`).
@@ -55,6 +57,7 @@ class Source:
     partitioner: str | None = None
     format: str = "json"
     fields: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     id: str | None = None
     dedup: int = 1_000_000
 
@@ -91,6 +94,11 @@ class Source:
         for column in self.fields:
             if column not in types:
                 raise DefinitionError(f"{here}, fields: there is no column {column!r}; {closest(column, types)}")
+        for column in self.headers:
+            if column not in types:
+                raise DefinitionError(f"{here}, headers: there is no column {column!r}; {closest(column, types)}")
+            if column in (self.event_time, *keys, *self.fields):
+                raise DefinitionError(f"{here}, headers: {column!r} is in the record itself; leave it out")
         paths = {name: (path,) if isinstance(path, str) else tuple(path) for name, path in self.fields.items()}
         object.__setattr__(self, "paths", {name: paths.get(name, (name,)) for name in types})
         object.__setattr__(self, "schema", dict(types))
@@ -113,6 +121,12 @@ class Source:
     def registered(self) -> bool:
         """Whether records name schemas that a registry has."""
         return self.format in ("avro", "json_schema")
+
+    @cached_property
+    def body(self) -> Source:
+        """What of the source is in the records themselves."""
+        schema = {name: kind for name, kind in self.schema.items() if name not in self.headers}
+        return replace(self, schema=schema, headers={}, derive={}, id=None)
 
     @property
     def row_bits(self) -> int:

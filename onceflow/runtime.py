@@ -151,6 +151,7 @@ def run_worker(worker: Worker, settings: Settings) -> None:
         lead=worker.lead,
         assigned=worker.assigned,
         revoked=worker.revoked,
+        headers=frozenset(name for name, source in worker.sources.items() if source.headers),
         columns=settings.transport == "columns",
     )
     app = build_app(

@@ -52,7 +52,7 @@ def ingested(
     far says nothing about how far ahead the next one may honestly be. Where ids tell events apart the earlier of both
     counts: whether an event was accepted, and so bears its id, must not depend on when it is read.
     """
-    decoded = decode(source, batch.values, schemas)
+    decoded = decode(source, batch.values, schemas, batch.headers)
     try:
         events = _event_frame(source, batch, decoded)
     except pl.exceptions.PolarsError:
@@ -106,7 +106,9 @@ def _underivable(source: Source, frame: pl.DataFrame, first: int) -> Iterator[tu
 
 def _refused(source: Source, batch: Batch, reject: Reject) -> Refused:
     at = int(batch.offsets[reject.row])
-    record = Record(batch.topic, batch.partition, at, batch.values[reject.row], batch.keys[reject.row])
+    given = [] if batch.headers is None else batch.headers[reject.row]
+    headers = [pair for pair in given if pair[0] in source.headers.values()]
+    record = Record(batch.topic, batch.partition, at, batch.values[reject.row], batch.keys[reject.row], headers)
     detail = f"row {reject.place}: {reject.detail}" if source.row_bits else reject.detail
     offset = (record.offset << source.row_bits) + reject.place
     return Refused(offset, reject.error, rejected(record, reject.error, detail))
