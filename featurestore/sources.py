@@ -35,7 +35,8 @@ class Source:
     and the `key` columns must be there in every event; any other column may be null. `lateness` is how long an event
     may come after newer ones of its partition and still be folded; an event more than `max_lead` in the future is
     quarantined. `derive` adds columns computed per row by Polars expressions. `partitioner` names the one that
-    producers use, so that a lookup by key reads one partition.
+    producers use, so that a lookup by key reads one partition, and one more for each of `grown_from`: the numbers of
+    partitions that the topic had before some were added.
 
     `format` is that of a record: "json", "msgpack", "csv" (a line, its fields in the schema's order), or "arrow" (a
     stream of Arrow's IPC format, each row of which is an event); "avro" and "json_schema" are those of Confluent's wire
@@ -55,6 +56,7 @@ class Source:
     max_lead: str = "5m"
     derive: Mapping[str, Expressions] = field(default_factory=dict)
     partitioner: str | None = None
+    grown_from: Sequence[int] = ()
     format: str = "json"
     fields: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -87,6 +89,12 @@ class Source:
             raise DefinitionError(f"{here}: id {self.id!r} must be str or int in the schema, not {types[self.id]}")
         if not isinstance(self.dedup, int) or self.dedup < 1:
             raise DefinitionError(f"{here}: dedup says how many records back an id counts, not {self.dedup!r}")
+        if self.grown_from and self.partitioner is None:
+            raise DefinitionError(f"{here}: without a partitioner all partitions are read; leave grown_from out")
+        if not all(isinstance(count, int) and count > 0 for count in self.grown_from):
+            raise DefinitionError(
+                f"{here}: grown_from lists numbers of partitions, such as [4], not {self.grown_from!r}"
+            )
         if self.format not in FORMATS:
             raise DefinitionError(f"{here}: format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if self.fields and self.format == "csv":

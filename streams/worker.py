@@ -156,9 +156,8 @@ class Worker:
             if partition >= self.partitions[topic]:
                 raise StateError(
                     f"{topic} had {self.partitions[topic]} partitions when this worker started, and has more now: "
-                    "events of a key may lie in another partition than its state. Stop the workers; start them again "
-                    "where the source has no partitioner, for then reads merge all partitions, or else replay the "
-                    "topic into one with the new number of partitions"
+                    "start it again. Where the source has a partitioner, first add the old number to its grown_from, "
+                    "so that lookups find what lies where keys were before"
                 )
 
     async def _claim(self, partition: Partition) -> int | None:
