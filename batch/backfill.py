@@ -146,11 +146,6 @@ class _Log:
     entities: Ints
     values: Ints
 
-    @property
-    def events(self) -> pl.DataFrame:
-        """The events, each with its `_entity`."""
-        return self.every[self.places].with_columns(pl.Series("_entity", self.entities))
-
     @cached_property
     def keys(self) -> Ints:
         """The newest value that the entity has shown on the partition up to each event."""
@@ -257,10 +252,11 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
     if not len(entities):
         return _no_features(plan.view)
     order = _by_entity(log.entities, log.keys)
-    events, keys = log[order].events, log.keys[order]
+    keys, owners = log.keys[order], log.entities[order]
+    events = log.every[log.places[order]]
     count = int(max(log.entities.max(initial=NO_ENTITY), entities.max())) + 1
     state = ViewState(plan, partitions_of(log.every), count)
-    steps = kernel.merged_by_group(events["_entity"].to_numpy(), keys, entities, times)
+    steps = kernel.merged_by_group(owners, keys, entities, times)
     found = []
     event = row = 0
     for at in range(0, len(steps), _SWEPT):
@@ -269,25 +265,26 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
         fresh = int(np.count_nonzero(folds))
         asked = slice(row, row + len(mine) - fresh)
         place = mine - np.where(folds, event, len(keys) + row - fresh)
-        found.append(_run(state, events[event : event + fresh], event, place, entities[asked], times[asked]))
+        here = slice(event, event + fresh)
+        numbers = np.concatenate([owners[here], entities[asked]])[place]
+        found.append(_run(state, events[here], event, place, numbers, times[asked]))
         event, row = event + fresh, asked.stop
     results = _joined(plan, found)
     effective = pl.Series("_effective", results.effective)
     return pl.DataFrame([effective]).hstack(feature_frame(plan, results, slice(None), state.texts))
 
 
-def _run(state: ViewState, events: pl.DataFrame, first: int, place: Ints, entities: Ints, times: Ints) -> Results:
+def _run(state: ViewState, events: pl.DataFrame, first: int, place: Ints, numbers: Ints, times: Ints) -> Results:
     """Fold events, from the sweep's event `first` on, and read rows in between; the results of the rows.
 
-    `place` says which of the events, or else of the rows behind them, each step is.
+    `place` says which of the events, or else of the rows behind them, each step is, and `numbers` of which entity.
     """
-    owners, partitions, event_times = (events[name].to_numpy() for name in ("_entity", "_partition", "_time"))
     folds = place < len(events)
     steps = Steps(
         np.where(folds, place, -1),
-        np.concatenate([owners, entities])[place],
-        np.concatenate([partitions, np.zeros(len(entities), np.int64)])[place],
-        np.concatenate([event_times, times])[place],
+        numbers,
+        np.concatenate([events["_partition"].to_numpy(), np.zeros(len(times), np.int64)])[place],
+        np.concatenate([events["_time"].to_numpy(), times])[place],
         first + place,  # not their own: by time they may not ascend
     )
     results = state.run(steps, lane_inputs(state.plan, events, state.texts), emit=False)

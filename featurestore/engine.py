@@ -27,6 +27,10 @@ NO_ENTITY = -1
 ITEMS = 16
 #: Steps done together: what they write must fit into a processor's cache, beside the states of their entities.
 CHUNK = 4_096
+#: One word of so many may lie idle in rooms that nobody has, before memory is made compact instead of larger.
+WASTE = 8
+#: Words of memory from which on it grows by an eighth, not by half: it is not copied then, but takes more pages.
+LARGE = 1 << 27
 _NEVER = np.iinfo(np.int64).min
 
 
@@ -255,14 +259,20 @@ class ViewState:
 
     def _make_room(self, more: int) -> None:
         """Make sure that memory has room for a step, and for `more` words beside."""
-        words = self._words
-        words[layout.WANTED] = 0
-        longest = 2 * (self.plan.movable + 1) * words[layout.LONGEST]  # as kernel.run reckons
-        need = int(words[layout.USED] + longest + words[layout.RESERVE]) + more
-        if need > len(words):
-            length = max(need + need // 4, len(words) + len(words) // 2)
-            del words
-            self._memory.grow(length)
+        self._words[layout.WANTED] = 0
+        longest = 2 * (self.plan.movable + 1) * int(self._words[layout.LONGEST])  # as kernel.run reckons
+        more += longest + int(self._words[layout.RESERVE])
+        if more > self._room and self._words[layout.LEFT] > self._words[layout.USED] // WASTE:
+            kernel.compact(self._words, self._slots)
+        if more > self._room:
+            have = len(self._words)
+            need = have - self._room + more
+            self._memory.grow(max(need + need // 8, have + have // (2 if have < LARGE else 8)))
+
+    @property
+    def _room(self) -> int:
+        """Words that nothing lies in."""
+        return len(self._words) - int(self._words[layout.USED])
 
 
 def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -272,11 +282,8 @@ def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _class_sizes(most: int) -> NDArray[np.int64]:
-    """Tiles of each size class of a run: 1 3 4 6 8 12 16 24 ... up to at least `most`.
-
-    There is none of 2: where all entities have a third tile, nobody would take the rooms that they leave.
-    """
-    sizes = [1, 3, 4]
+    """Tiles of each size class of a run: 1 2 3 4 6 8 12 16 24 ... up to at least `most`."""
+    sizes = [1, 2, 3, 4]
     while sizes[-1] < most:
         sizes.append(sizes[-2] * 2)
     return np.array(sizes, np.int64)

@@ -159,7 +159,8 @@ class Plan:
         words[at.BAG_GROUPS_END] = places["outs"]
         words[at.HEAD_WORDS], words[at.CACHE_WORDS] = self.head_words, self.cache_words
         words[at.SCRATCH], words[at.ACC_MOST], words[at.PARTITIONS] = places["scratch"], acc, partitions
-        words[at.CLOCKS], words[at.SIZES], words[at.USED] = places["clocks"], places["sizes"], end
+        words[at.CLOCKS], words[at.SIZES] = places["clocks"], places["sizes"]
+        words[at.BEGIN], words[at.USED] = end, end
         words[at.LATENESS], words[at.KEEPS] = self.lateness, self.keeps
         words[at.RESERVE], words[at.CHECKS] = self.reserve, self.checks_overflow
         words[places["sizes"] : places["sizes"] + len(sizes)] = sizes

@@ -38,7 +38,7 @@ __all__ = ["TP", "Batch", "BatchSchema", "Consumer", "Delivery", "Transport", "b
 
 log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
-FEW, LINGER = 1_000, 0.005
+FEW, LINGER = 1_000, 0.02
 """When a fetch brings fewer rows, it is looked for more for so many seconds: what was sent together comes partition by
 partition, and a turn costs as much for one row."""
 FETCH_PATIENCE = 2.0

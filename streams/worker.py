@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TOGETHER = 0.002
+"""Seconds in which the partitions of one fetch come one after another: they are decoded together."""
 FLUSH_SECONDS = 5.0
 """How long what has come may be missing from the files of a live worker."""
 
@@ -119,6 +122,7 @@ class Worker:
         self._ranks = {topic: int(topic in predicted) for topic in self.sources}
         self._keys = {name: _entity_columns(name, self._views) for name in self.sources}
         self._logs: dict[Partition, _Log] = {}
+        self._loads: dict[int, Loads] = {}  # what reads the records of each schema
         self._refused: list[Message] = []
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
@@ -130,6 +134,7 @@ class Worker:
         self._aligner = Aligner(self._ranks)
         self._work = Work(self._views, self.processors, self.partitions, self.owner, self.stats, self.options.memory)
         self._logs.clear()
+        self._inbox: defaultdict[str, list[Batch]] = defaultdict(list)  # by topic: what has come, not decoded yet
 
     # --- partitions come and go ---------------------------------------------------------------------------------
 
@@ -208,28 +213,41 @@ class Worker:
     async def receive(self, batch: Batch) -> None:
         """Take a batch from Kafka."""
         if batch.topic in self.sources:
-            self._take(batch, await known_schemas(self.schemas, self.sources[batch.topic], batch))
+            schemas = await known_schemas(self.schemas, self.sources[batch.topic], batch)
+            self._take(batch)
+            self._loads.update(schemas)
+            if sum(map(len, self._inbox.get(batch.topic, ()))) >= FEW:
+                self._decode(batch.topic)
         elif self.mirror is not None:
             await self.mirror.take(batch)
         self._wake.set()
 
-    def _take(self, batch: Batch, schemas: Mapping[int, Loads]) -> None:
-        partition = (batch.topic, batch.partition)
-        log, source = self._logs.get(partition), self.sources[batch.topic]
+    def _take(self, batch: Batch) -> None:
+        log = self._logs.get((batch.topic, batch.partition))
         if log is None or log.expected is None or batch.next <= log.expected:
             return  # from before a rebalance
         if batch.start != log.expected:
             raise GapError(
                 f"{batch.topic}[{batch.partition}]: expected offset {log.expected}, Kafka gave {batch.start}"
             )
-        with self._work.timed("decode"):
-            got = ingested(source, batch, None if self.options.replay else self.now(), self._keys[batch.topic], schemas)
-        if log.repeats is not None:
-            with self._work.timed("repeats"):
-                got = self._told_apart(log.repeats, got, log.begin)
         log.expected, log.heard = batch.next, time.monotonic()
+        self._inbox[batch.topic].append(batch)
+
+    def _decode(self, topic: str) -> None:
+        """Decode what has come of the topic: few records of several partitions cost little more than those of one."""
+        batches, source, now = self._inbox.pop(topic), self.sources[topic], None if self.options.replay else self.now()
+        with self._work.timed("decode"):
+            found = ingested(source, batches, now, self._keys[topic], self._loads)
+        for batch, got in zip(batches, found, strict=True):
+            self._push(batch, got)
+
+    def _push(self, batch: Batch, got: Ingested) -> None:
+        partition, source = (batch.topic, batch.partition), self.sources[batch.topic]
+        log = self._logs[partition]
+        if log.repeats is not None:
+            got = self._told_apart(log.repeats, got, log.begin)
         start, end = batch.start << source.row_bits, batch.next << source.row_bits
-        self._push(partition, got, start, end)
+        self._align(partition, got, start, end)
         if log.archive is not None:
             with self._work.timed("archive"):
                 begins = start if log.archive.next else 0  # an archive may begin in the middle of a topic
@@ -241,11 +259,12 @@ class Worker:
 
     def _told_apart(self, known: Repeats, got: Ingested, begin: int) -> Ingested:
         """What was ingested without the repeats, of which those are counted that are new here."""
-        events, repeats = known.sort_out(got.events)
+        with self._work.timed("repeats"):
+            events, repeats = known.sort_out(got.events)
         self.stats.repeats += int((repeats >= begin).sum())
         return Ingested(events, got.rejects)
 
-    def _push(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
+    def _align(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
         begin, events, rejects = self._logs[partition].begin, got.events, got.rejects
         if end <= begin:
             return
@@ -275,6 +294,8 @@ class Worker:
     async def _work_through(self) -> None:
         while not self._finished():
             async with self._turning:
+                for topic in list(self._inbox):
+                    self._decode(topic)
                 self._give_up_waiting()
                 chunk = self._aligner.take(self.options.chunk)
                 if chunk is not None:
@@ -287,6 +308,7 @@ class Worker:
                 self._wake.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), max(self.options.max_wait / 2, 0.001))
+                    await asyncio.sleep(TOGETHER)
         async with self._turning:
             await self._stored()
         self._flush_archives()
@@ -295,7 +317,12 @@ class Worker:
     def _finished(self) -> bool:
         """Whether, with `until_end`, every partition has come to its end and nothing is left of it."""
         logs = self._logs.values()
-        return self.options.until_end and bool(logs) and all(log.at_end for log in logs) and self._aligner.empty
+        return self.options.until_end and bool(logs) and all(log.at_end for log in logs) and not self._waiting
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether anything that has come is not in a turn yet."""
+        return bool(self._inbox) or not self._aligner.empty
 
     def _make_room(self) -> None:
         """Let held partitions bring more when nothing else would: all that they have brought may share one key."""
