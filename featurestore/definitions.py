@@ -216,4 +216,6 @@ def _fingerprint(made: View) -> str:
         "entity": made.entity.keys,
         "features": [_feature_spec(feature) for feature in made.stored],
     }
+    if source.id is not None:
+        state["repeats"] = [source.id, source.dedup]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -34,12 +35,17 @@ class Source:
     and the `key` columns must be there in every event; any other column may be null. `lateness` is how long an event
     may come after newer ones of its partition and still be folded; an event more than `max_lead` in the future is
     quarantined. `derive` adds columns computed per row by Polars expressions. `partitioner` names the one that
-    producers use, so that a lookup by key reads one partition.
+    producers use, so that a lookup by key reads one partition, and one more for each of `grown_from`: the numbers of
+    partitions that the topic had before some were added.
 
     `format` is that of a record: "json", "msgpack", "csv" (a line, its fields in the schema's order), or "arrow" (a
     stream of Arrow's IPC format, each row of which is an event); "avro", "json_schema" and "protobuf" are those of
     Confluent's wire format, whose schemas a registry has. `fields` says where a column is found that does not go by its
-    own name: the path to it, such as "payment.amount", or several, of which the first that is there counts.
+    own name: the path to it, such as "payment.amount", or several, of which the first that is there counts. `headers`
+    names the record header that holds a column which is not in the record itself.
+
+    `id` is a column that tells events apart, text or integers: an event whose id one of the `dedup` records before it
+    in its partition bore is a repeat, and left out (see `repeats.Repeats`).
     """
 
     name: str
@@ -50,8 +56,12 @@ class Source:
     max_lead: str = "5m"
     derive: Mapping[str, Expressions] = field(default_factory=dict)
     partitioner: str | None = None
+    grown_from: Sequence[int] = ()
     format: str = "json"
     fields: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    id: str | None = None
+    dedup: int = 1_000_000
 
     paths: dict[str, tuple[str, ...]] = field(init=False)  # by column, where it is found in a record
     types: dict[str, str] = field(init=False)  # schema columns, then derived ones
@@ -68,13 +78,23 @@ class Source:
         keys = (self.key,) if isinstance(self.key, str) else tuple(self.key)
         if not keys:
             raise DefinitionError(f"{here}: it has no key; name the column that its records are keyed by")
-        for column in (self.event_time, *keys):
+        for column in (self.event_time, *keys, *([] if self.id is None else [self.id])):
             if column not in types:
                 raise DefinitionError(f"{here}: there is no column {column!r}; {closest(column, types)}")
         if types[self.event_time] not in ("timestamp[ms]", "int"):
             raise DefinitionError(f'{here}: event time {self.event_time!r} must be "timestamp[ms]" in the schema')
         if self.partitioner not in (None, *PARTITIONERS):
             raise DefinitionError(f"{here}: partitioner must be one of {', '.join(PARTITIONERS)}, or left out")
+        if self.id is not None and types[self.id] not in ("str", "int"):
+            raise DefinitionError(f"{here}: id {self.id!r} must be str or int in the schema, not {types[self.id]}")
+        if not isinstance(self.dedup, int) or self.dedup < 1:
+            raise DefinitionError(f"{here}: dedup says how many records back an id counts, not {self.dedup!r}")
+        if self.grown_from and self.partitioner is None:
+            raise DefinitionError(f"{here}: without a partitioner all partitions are read; leave grown_from out")
+        if not all(isinstance(count, int) and count > 0 for count in self.grown_from):
+            raise DefinitionError(
+                f"{here}: grown_from lists numbers of partitions, such as [4], not {self.grown_from!r}"
+            )
         if self.format not in FORMATS:
             raise DefinitionError(f"{here}: format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if self.fields and self.format == "csv":
@@ -82,6 +102,11 @@ class Source:
         for column in self.fields:
             if column not in types:
                 raise DefinitionError(f"{here}, fields: there is no column {column!r}; {closest(column, types)}")
+        for column in self.headers:
+            if column not in types:
+                raise DefinitionError(f"{here}, headers: there is no column {column!r}; {closest(column, types)}")
+            if column in (self.event_time, *keys, *self.fields):
+                raise DefinitionError(f"{here}, headers: {column!r} is in the record itself; leave it out")
         paths = {name: (path,) if isinstance(path, str) else tuple(path) for name, path in self.fields.items()}
         object.__setattr__(self, "paths", {name: paths.get(name, (name,)) for name in types})
         object.__setattr__(self, "schema", dict(types))
@@ -104,6 +129,12 @@ class Source:
     def registered(self) -> bool:
         """Whether records name schemas that a registry has."""
         return self.format in ("avro", "json_schema", "protobuf")
+
+    @cached_property
+    def body(self) -> Source:
+        """What of the source is in the records themselves."""
+        schema = {name: kind for name, kind in self.schema.items() if name not in self.headers}
+        return replace(self, schema=schema, headers={}, derive={}, id=None)
 
     @property
     def row_bits(self) -> int:

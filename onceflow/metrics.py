@@ -45,6 +45,7 @@ class WorkerCollector(Collector):
         yield CounterMetricFamily("onceflow_predictions", "Predictions made", value=stats.predictions)
         yield CounterMetricFamily("onceflow_states", "Entity states written", value=stats.states)
         yield CounterMetricFamily("onceflow_late", "Events too late for every window", value=stats.late)
+        yield CounterMetricFamily("onceflow_repeats", "Events left out, for their id came before", value=stats.repeats)
         rejected = CounterMetricFamily("onceflow_rejected", "Records quarantined, by reason", labels=["reason"])
         for reason, count in list(stats.rejected.items()):
             rejected.add_metric([reason], count)

@@ -9,12 +9,13 @@ from typing import Any
 
 import polars as pl
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from featurestore.errors import ConfigError, DataError, UnavailableError
 
 Progress = Callable[[int], None]
 """Called with the number of events handed to Kafka so far."""
+Headers = dict[str, bytes] | None
 
 TIMEOUT_SECONDS = 30.0
 
@@ -56,11 +57,15 @@ def produce_frames(
     timestamps: str | None = None,
     progress: Progress | None = None,
     partitioner: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> int:
-    """Send frames one after another, each as soon as it is there, as `produce_frame` does."""
+    """Send frames one after another, each as soon as it is there, as `produce_frame` does.
+
+    `headers` are the names of those that take columns, by column.
+    """
     ensure_topics(address, {topic: partitions})
     outbox = _Outbox(address, topic, partitioner)
-    return _produce(outbox, frames, key, timestamps, progress)
+    return _produce(outbox, frames, key, timestamps, progress, headers or {})
 
 
 def produce_file(
@@ -74,13 +79,14 @@ def produce_file(
     progress: Progress | None = None,
     partitioner: str | None = None,
     types: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> int:
     """Send every row of a JSON lines, CSV or Parquet file, as `produce_frame` does, without holding the file in memory.
 
     `types` are a source's column types: such columns are cast, and other columns left out. DataError: it cannot be.
     """
     options: dict[str, Any] = {"timestamps": timestamps, "progress": progress, "partitioner": partitioner}
-    return produce_frames(address, topic, read(path, types), key, partitions, **options)
+    return produce_frames(address, topic, read(path, types), key, partitions, headers=headers, **options)
 
 
 def read(path: Path, types: Mapping[str, str] | None = None) -> Iterator[pl.DataFrame]:
@@ -119,8 +125,26 @@ def ensure_topics(address: str, topics: Mapping[str, int]) -> None:
                 raise UnavailableError(
                     f"Kafka at {address} did not create topic {name!r}: {error.args[0].str()}"
                 ) from None
+    _wait_for(admin, address, dict.fromkeys(topics, 1))
+
+
+def add_partitions(address: str, topics: Mapping[str, int]) -> None:
+    """Bring topics to their numbers of partitions. UnavailableError: Kafka cannot be reached, or refuses."""
+    admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
+    for name, done in admin.create_partitions([NewPartitions(*each) for each in topics.items()]).items():
+        try:
+            done.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.INVALID_PARTITIONS:  # another worker was faster
+                why = error.args[0].str()
+                raise UnavailableError(f"Kafka at {address} did not add partitions to {name!r}: {why}") from None
+    _wait_for(admin, address, topics)
+
+
+def _wait_for(admin: AdminClient, address: str, topics: Mapping[str, int]) -> None:
+    """Return when every topic has a leader for each of its partitions, of which there are so many at least."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not set(topics) <= _led(admin, address):
+    while not all(_led(admin, address).get(name, 0) >= count for name, count in topics.items()):
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"Kafka at {address} has no leader for {', '.join(topics)} after 30 s: look at its log"
@@ -144,12 +168,12 @@ class _Outbox:
         self._failures: list[str] = []
         self._producer = Producer(_configuration(address, partitioner) | {"on_delivery": self._delivered})
 
-    def send(self, values: list[bytes], keys: list[bytes | None], times: list[int]) -> None:
+    def send(self, values: list[bytes], keys: list[bytes | None], times: list[int], headers: list[Headers]) -> None:
         produce, topic = self._producer.produce, self._topic
-        for value, key, at in zip(values, keys, times, strict=True):
+        for value, key, at, given in zip(values, keys, times, headers, strict=True):
             while True:
                 try:
-                    produce(topic, value, key, timestamp=at)
+                    produce(topic, value, key, timestamp=at, headers=given)
                     break
                 except BufferError:  # the queue is full: wait for Kafka to take some of it
                     self._poll(_WAIT_SECONDS)
@@ -180,11 +204,13 @@ def _produce(
     key: Sequence[str],
     timestamps: str | None,
     progress: Progress | None,
+    headers: Mapping[str, str],
 ) -> int:
     sent = 0
     for frame in frames:
         for rows in frame.iter_slices(_CHUNK):
-            outbox.send(encode(rows), _keys(rows, key), _times(rows, timestamps))
+            values = encode(rows.drop(headers.keys()))
+            outbox.send(values, _keys(rows, key), _times(rows, timestamps), _headers(rows, headers))
             sent += len(rows)
             if progress is not None:
                 progress(sent)
@@ -228,6 +254,16 @@ def _times(rows: pl.DataFrame, timestamps: str | None) -> list[int]:
     return times
 
 
+def _headers(rows: pl.DataFrame, names: Mapping[str, str]) -> list[Headers]:
+    """The columns that go to headers, as text; what JSON has null for is left out."""
+    if not names:
+        return [None] * len(rows)
+    floats = pl.selectors.float()
+    finite = rows.select(names.keys()).with_columns(pl.when(floats.is_finite()).then(floats))
+    texts = finite.cast(pl.String).iter_rows()
+    return [{name: text.encode() for name, text in zip(names.values(), row, strict=True) if text} for row in texts]
+
+
 def _known(rows: pl.DataFrame, columns: Sequence[str]) -> None:
     for name in columns:
         if name not in rows.columns:
@@ -251,7 +287,8 @@ def _typed(rows: pl.LazyFrame, types: Mapping[str, str], path: Path) -> pl.LazyF
     return rows.select(columns)
 
 
-def _led(admin: AdminClient, address: str) -> set[str]:
+def _led(admin: AdminClient, address: str) -> dict[str, int]:
+    """By topic, how many partitions it has, where each has a leader."""
     try:
         topics = admin.list_topics(timeout=TIMEOUT_SECONDS / 3).topics
     except KafkaException:
@@ -259,7 +296,7 @@ def _led(admin: AdminClient, address: str) -> set[str]:
             f"Kafka at {address} cannot be reached: is it running? `onceflow up` starts one"
         ) from None
     return {
-        name
+        name: len(topic.partitions)
         for name, topic in topics.items()
         if topic.partitions and all(partition.leader >= 0 for partition in topic.partitions.values())
     }

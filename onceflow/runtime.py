@@ -17,7 +17,7 @@ from featurestore.online import connect
 from featurestore.schema_registry import SchemaRegistry
 from learner.store import ModelStore
 from onceflow.modules import Definitions
-from onceflow.produce import ensure_topics
+from onceflow.produce import add_partitions, ensure_topics
 from onceflow.reading import admin_client, now_ms, topic_partitions
 from onceflow.services import LiveService, ReplayService
 from onceflow.settings import Settings
@@ -58,7 +58,7 @@ def wait_for_kafka(kafka: str) -> dict[str, int]:
 def prepare_topics(definitions: Definitions, settings: Settings, there: Mapping[str, int]) -> dict[str, int]:
     """Create the topics that the definitions need and that are not `there`; returns partitions by topic.
 
-    What is made from a source topic has as many partitions as it.
+    What is made from a source topic has as many partitions as it, also after some were added to it.
     """
     sources = {view.source.name for view in views_of(definitions)} | set(definitions.sources)
     sources |= {s.name for service in definitions.services.values() for s in (service.on, service.label.source)}
@@ -70,6 +70,8 @@ def prepare_topics(definitions: Definitions, settings: Settings, there: Mapping[
     wanted |= {prediction_topic(s.name): there[s.on.name] for s in definitions.services.values()}
     if absent := wanted.keys() - there.keys():
         ensure_topics(settings.kafka, {name: wanted[name] for name in absent})
+    if smaller := {name: count for name, count in wanted.items() if there.get(name, count) < count}:
+        add_partitions(settings.kafka, smaller)
     return {**there, **wanted}
 
 
@@ -151,8 +153,10 @@ def run_worker(worker: Worker, settings: Settings) -> None:
     topics = [*worker.sources, *worker.mirrored]
     delivery = Delivery(
         positions=worker.positions,
+        lead=worker.lead,
         assigned=worker.assigned,
         revoked=worker.revoked,
+        headers=frozenset(name for name, source in worker.sources.items() if source.headers),
         columns=settings.transport == "columns",
     )
     app = build_app(

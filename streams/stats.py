@@ -32,6 +32,7 @@ class Stats:
     states: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     late: int = 0
+    repeats: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by stage of the work
     first_fold: int | None = None  # when the first chunk had been folded, wall-clock time in ms
     first_at: float | None = None
@@ -91,6 +92,7 @@ class Stats:
             "states": self.states,
             "rejected": dict(self.rejected),
             "late": self.late,
+            "repeats": self.repeats,
             "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
             "first_fold": self.first_fold,
             "stream_time": self.stream_time,

@@ -17,11 +17,15 @@ from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
 from featurestore.errors import StateError
 from featurestore.flow import Flow, Read, ViewOutput, from_offsets
+from featurestore.partitioners import check_place
 from featurestore.sources import Source
 from featurestore.stores import Commit, Position, Request, time_to_live
 from streams.messages import Message, Record, feature_messages, late, prediction_messages, rejected
 from streams.processor import Processor
 from streams.stats import Stats
+
+LOOKED_AT = 1_000
+"""Of how many states that are read a worker makes sure that lookups will find them."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Work:
         self._owner = owner
         self._stats = stats
         self._memory = memory
+        self._looked_at = 0  # states of which it was looked at whether they lie where they should
         self._done: dict[tuple[str, Partition], int] = {}  # by processor key: first offset not processed
         self._owned: set[Partition] = set()
 
@@ -113,6 +118,9 @@ class Work:
             for (state, partition, entities), blobs in zip(places, answers, strict=True):
                 for entity, (blob,) in zip(entities, blobs, strict=True):
                     state.load(entity, partition, blob)
+                    if blob is not None and self._looked_at < LOOKED_AT:
+                        self._looked_at += 1
+                        check_place(state.plan.view, state.names[entity], partition, state.partitions)
 
         return requests, load
 

@@ -28,6 +28,7 @@ from featurestore.confluent import Loads, Schemas
 from featurestore.definitions import View
 from featurestore.errors import FencedError, GapError, StateError
 from featurestore.offline import GridWriter
+from featurestore.repeats import Repeats
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
 from streams.ingest import Ingested, ingested
@@ -86,6 +87,7 @@ class _Log:
     heard: float = 0.0  # when it last brought something
     held: bool = False
     archive: GridWriter | None = None
+    repeats: Repeats | None = None
 
     @property
     def at_end(self) -> bool:
@@ -159,9 +161,8 @@ class Worker:
             if partition >= self.partitions[topic]:
                 raise StateError(
                     f"{topic} had {self.partitions[topic]} partitions when this worker started, and has more now: "
-                    "events of a key may lie in another partition than its state. Stop the workers; start them again "
-                    "where the source has no partitioner, for then reads merge all partitions, or else replay the "
-                    "topic into one with the new number of partitions"
+                    "start it again. Where the source has a partitioner, first add the old number to its grown_from, "
+                    "so that lookups find what lies where keys were before"
                 )
 
     async def _claim(self, partition: Partition) -> int | None:
@@ -174,10 +175,16 @@ class Worker:
         source = self.sources[partition[0]]
         grid = source.grid(self.options.grid)
         archive = None if folder is None else GridWriter(folder / partition[0], partition[1], grid)
-        self._logs[partition] = _Log(0 if begin is None else begin.next, archive=archive)
+        repeats = None if source.id is None else Repeats(source)
+        self._logs[partition] = _Log(0 if begin is None else begin.next, archive=archive, repeats=repeats)
         if begin is None or (archive is not None and not archive.next):
             return None
         return (begin.next if archive is None else min(begin.next, archive.next)) >> source.row_bits
+
+    def lead(self, tp: TP) -> int:
+        """How many records before a partition's position are read for their ids alone."""
+        source = self.sources.get(tp.topic)
+        return 0 if source is None or source.id is None else source.dedup
 
     async def assigned(self, starts: Mapping[TP, int]) -> None:
         """Take note of where partitions start and, to stop there, where they end."""
@@ -237,6 +244,8 @@ class Worker:
     def _push(self, batch: Batch, got: Ingested) -> None:
         partition, source = (batch.topic, batch.partition), self.sources[batch.topic]
         log = self._logs[partition]
+        if log.repeats is not None:
+            got = self._told_apart(log.repeats, got, log.begin)
         start, end = batch.start << source.row_bits, batch.next << source.row_bits
         self._align(partition, got, start, end)
         if log.archive is not None:
@@ -247,6 +256,13 @@ class Worker:
         if not log.held and self._aligner.buffered(partition) > self.options.buffer:
             log.held = True
             self.app.consumer.hold(TP(*partition))
+
+    def _told_apart(self, known: Repeats, got: Ingested, begin: int) -> Ingested:
+        """What was ingested without the repeats, of which those are counted that are new here."""
+        with self._work.timed("repeats"):
+            events, repeats = known.sort_out(got.events)
+        self.stats.repeats += int((repeats >= begin).sum())
+        return Ingested(events, got.rejects)
 
     def _align(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
         begin, events, rejects = self._logs[partition].begin, got.events, got.rejects

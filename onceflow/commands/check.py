@@ -67,6 +67,7 @@ def _source(source: Source) -> dict[str, Any]:
         "derived": list(source.derived),
         "lateness": source.lateness,
         "max_lead": source.max_lead,
+        "repeats": None if source.id is None else {"id": source.id, "dedup": source.dedup},
     }
 
 
@@ -134,6 +135,8 @@ def _text(described: dict[str, Any]) -> str:
         columns = ", ".join(f"{name} {kind}" for name, kind in source["columns"].items())
         lines += [f"source {source['name']}, keyed by {', '.join(source['key'])}, time {source['event_time']}"]
         lines += [f"  {columns}", f"  late after {source['lateness']}, refused more than {source['max_lead']} ahead"]
+        if told := source["repeats"]:
+            lines += [f"  left out where one of {told['dedup']:,} records before has the same {told['id']}"]
     for view in described["views"]:
         entity = ", ".join(view["entity"])
         lines += ["", f"view {view['name']} v{view['version']} @{view['fingerprint']}: {entity} from {view['source']}"]

@@ -18,6 +18,7 @@ from featurestore.engine import ViewState
 from featurestore.frames import checked_events, entity_codes, lane_inputs
 from featurestore.kernel import Steps
 from featurestore.online import connect
+from featurestore.partitioners import partition_of
 from featurestore.plan import compiled
 from featurestore.stores import Commit
 from onceflow import cli
@@ -25,7 +26,6 @@ from onceflow.children import free_port
 from onceflow.commands.get import entity_of
 from onceflow.modules import load
 from onceflow.produce import ensure_topics
-from serving.partitioners import partition_of
 from tests.serving.helpers import Groups, Pairs
 
 DEFINITIONS = """

@@ -150,6 +150,13 @@ def test_check_says_what_states_take_with_bags_texts_and_sessions(project):
     assert [made["state_bytes_per_entity"] for made in shown["views"]] == [registers, categories, None]
 
 
+def test_check_says_which_events_are_repeats(project):
+    (project / "told.py").write_text(LISTS.replace('key="shop")\n\n', 'key="shop", id="card", dedup=5_000)\n\n', 1))
+    assert "\n  left out where one of 5,000 records before has the same card\n" in run("check", "-m", "told.py").stdout
+    [source] = json.loads(run("check", "-m", "told.py", "--json").stdout)["sources"]
+    assert source["repeats"] == {"id": "card", "dedup": 5_000}
+
+
 def define(project, version=1, derived=""):
     text = DEFINITIONS.replace("VERSION", str(version)).replace("DERIVED", derived)
     (project / "defined.py").write_text(text)

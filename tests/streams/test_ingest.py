@@ -74,6 +74,19 @@ def test_batches_that_are_decoded_together_give_what_each_gives_alone():
         assert one.events.schema == other.events.schema
 
 
+def test_the_headers_of_batches_that_are_decoded_together_stay_with_their_records():
+    told = replace(SOURCE, headers={"n": "x-n"}, derive={})
+    numbers = [[b"1", b"many", b"2"], [], [b"3"], [b"few"]]
+    batches = [
+        replace(batch_of([payment()] * len(some)), partition=i, headers=[(("x-n", n), ("x", b"")) for n in some])
+        for i, some in enumerate(numbers)
+    ]
+    found = ingest.ingested(told, batches, NOW)
+    assert [got.events["n"].to_list() for got in found] == [[1, 2], [], [3], []]
+    assert [refusals(got) for got in found] == [[(11, "type")], [], [], [(10, "type")]]
+    assert [got.message.headers["header.x-n"] for each in found for got in each.rejects] == [b"many", b"few"]
+
+
 def test_a_refused_record_goes_out_with_its_bytes_and_says_why_and_whence():
     [refused] = ingested(SOURCE, batch_of([b'{"card": 1}']), NOW).rejects
     message = refused.message
@@ -96,6 +109,14 @@ def test_the_future_begins_after_the_lead_by_the_clock_or_in_a_replay_by_kafkas_
     got = ingested(SOURCE, batch_of(values, timestamps=timestamps), now)
     assert got.events["_offset"].to_list() == [10, 12]
     assert refusals(got) == [(11, "future")]
+
+
+def test_where_events_have_ids_the_future_does_not_come_nearer_while_a_record_waits():
+    """Or an event would be refused at first and accepted, with its id, when it is read again."""
+    told, values = replace(SOURCE, id="shop"), [payment(at=NOW + 60_000), payment(at=NOW + 60_001)]
+    for now in (NOW, NOW + 60_000, None):
+        assert refusals(ingested(told, batch_of(values), now)) == [(11, "future")]
+    assert refusals(ingested(told, batch_of(values, timestamps=NOW + 60_000), NOW)) == [(11, "future")]
 
 
 def test_a_text_that_names_an_entity_may_be_only_so_long_in_bytes_also_a_derived_one():
