@@ -27,7 +27,7 @@ SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
 PARTITIONS = 2
 
 
-def shop(tag, *, batch=32):
+def shop(tag, *, batch=32, budget=None):
     """The definitions. Topics, views and services carry the tag: tests share a broker."""
     clicks = Source(
         f"clicks-{tag}",
@@ -80,9 +80,17 @@ def shop(tag, *, batch=32):
         label=label,
         model=model,
         batch=batch,
+        budget=budget,
     )
     plain = Service(
-        f"plain-{tag}", on=orders, id="order_id", features=["amount", "items"], label=label, model=model, batch=batch
+        f"plain-{tag}",
+        on=orders,
+        id="order_id",
+        features=["amount", "items"],
+        label=label,
+        model=model,
+        batch=batch,
+        budget=budget,
     )
     views = {each.name: each for each in (by_user, by_shelf, by_shop, own)}
     sources = {each.name: each for each in (clicks, orders, returns)}
