@@ -99,8 +99,9 @@ class LiveService(_Predictor):
         champion = Champion(service, store)
         self._answers = champion.answers
         if service.budget_ms is not None:
-            champion.warm()  # or the first events would pay for what is compiled
-            self._answers = Punctual(champion.answers, service.budget_ms / 1000).answers
+            model = Punctual(champion.answers, service.budget_ms / 1000)
+            model.warm(champion.example)
+            self._answers = model.answers
 
     def positions(self) -> None:
         """None of its own: the online store keeps them."""

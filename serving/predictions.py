@@ -46,7 +46,7 @@ class Predictions:
     def warm(self) -> None:
         """Have every model ready before the first caller has to wait for it."""
         for champion in self._champions.values():
-            champion.warm()
+            champion.answers(champion.example)
 
     async def answer(self, name: str, body: bytes) -> Prediction | PredictResponse:
         """The prediction on an event, or those on `events`. Raises Refusal and DataError for what cannot be read."""

@@ -52,9 +52,10 @@ class Champion:
         self._model: Model = compile_model(service.model, service.inputs)
         self.version = 0
 
-    def warm(self) -> None:
-        """Have the model ready before the first caller has to wait for it."""
-        self.answers(pl.DataFrame({name: [0.0] for name in self._service.inputs}))
+    @property
+    def example(self) -> pl.DataFrame:
+        """A row of inputs, to have the model ready before the first caller has to wait for it."""
+        return pl.DataFrame({name: [0.0] for name in self._service.inputs})
 
     def answers(self, rows: pl.DataFrame) -> pl.DataFrame:
         """probability, prediction and model_version for each row of inputs."""

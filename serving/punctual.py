@@ -13,6 +13,9 @@ from serving.predictor import ANSWER
 #: Rows that a model is asked at a time: what it has answered when its time is up is kept.
 _PIECE = 256
 
+#: The first answer may take so many seconds: something may have to be compiled or loaded for it.
+_FIRST_SECONDS = 3.0
+
 
 class Punctual:
     """`answers`, called in a thread of its own, for at most `seconds`.
@@ -25,9 +28,13 @@ class Punctual:
         self._answers, self._seconds = answers, seconds
         self._call: _Call | None = None
 
+    def warm(self, row: pl.DataFrame) -> None:
+        """Ask for one answer that nobody needs, so that those who do find the model ready; not for ever."""
+        self._asked(row, _FIRST_SECONDS)
+
     def answers(self, rows: pl.DataFrame) -> pl.DataFrame:
         """A row of answers, or of nulls, for each row; raises what the model failed with, in this call or the last."""
-        made = [] if self._busy() else self._asked(rows)
+        made = [] if self._busy() else self._asked(rows, self._seconds)
         missing = len(rows) - sum(map(len, made))
         return pl.concat([*made, pl.DataFrame(schema=ANSWER).clear(missing)])
 
@@ -38,10 +45,10 @@ class Punctual:
             self._call.ended.result()
         return not self._call.ended.done()
 
-    def _asked(self, rows: pl.DataFrame) -> list[pl.DataFrame]:
+    def _asked(self, rows: pl.DataFrame, seconds: float) -> list[pl.DataFrame]:
         call = self._call = _Call(self._answers, rows)
         Thread(target=call.run, name="model", daemon=True).start()
-        if wait([call.ended], self._seconds).done:
+        if wait([call.ended], seconds).done:
             call.ended.result()
         call.over = True
         return call.made[:]

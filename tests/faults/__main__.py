@@ -16,15 +16,17 @@ from types import SimpleNamespace
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.kafka_server import apache_kafka, why_no_kafka
+from benchmarks.kafka_server import why_no_kafka
 from onceflow import embedded
+from tests.faults.broker import Broker
 from tests.faults.kills import Case, Killer, RedisKiller, differences, outcome, produce, undisturbed
-from tests.faults.storms import FAULTS, Storm
+from tests.faults.storms import FAULTS, OF_THE_BROKER, Storm
 from tests.featurestore.redis_server import RedisServer
 from tests.streams.working import own_servers
 
 KILLS_A_RUN = 10
-FAULTS_A_STORM = 25
+FAULTS_A_STORM = 26
+OUTAGE_SECONDS = 60.0
 AOF = ("--appendonly", "yes", "--appendfsync", "everysec")
 
 
@@ -55,13 +57,15 @@ def main():
 def _storms(options, folder):
     """As many faults as kills of workers; how many there were of each kind, and what differs in the end."""
     done, wrong = Counter(), 0
-    with embedded.kafka() if why_no_kafka() else apache_kafka() as kafka:
+    with embedded.kafka() if why_no_kafka() else Broker(folder / "kafka") as kafka:
+        broker = None if why_no_kafka() else kafka
         for number in range(-(-options.kills // FAULTS_A_STORM)):
             place = folder / f"storm{number}"
-            storm = Storm(kafka.address, place, options.seed + number, options.orders)
-            storm.run(min(FAULTS_A_STORM, options.kills - number * FAULTS_A_STORM))
-            done.update(storm.done)
-            wrong += storm.differences()[0]
+            seed, how = options.seed + number, {"broker": broker, "outage": OUTAGE_SECONDS}
+            with Storm(kafka.address, place, seed, options.orders, **how) as storm:
+                storm.run(min(FAULTS_A_STORM, options.kills - number * FAULTS_A_STORM))
+                done.update(storm.done)
+                wrong += storm.differences()[0]
     return done, wrong
 
 
@@ -86,7 +90,7 @@ def _print(moments, different):
     names = {"starting": "workers killed at their start", "working": "workers killed at work"}
     names |= {"ending": "workers killed when all was stored", "rolled back": "Redis killed, its last writes cut off"}
     names |= {"stopped": "workers that stopped by themselves, as they should", "failed": "... of these in the last run"}
-    for key, text in (names | FAULTS).items():
+    for key, text in (names | FAULTS | OF_THE_BROKER).items():
         table.add_row(text, str(moments.get(key, 0)))
     table.add_section()
     for name, count in different.items():

@@ -62,6 +62,17 @@ def test_rows_that_were_answered_in_time_keep_their_answers():
     gate.set()
 
 
+def test_a_model_that_is_stuck_from_the_beginning_is_not_waited_for_either(monkeypatch):
+    monkeypatch.setattr("serving.punctual._FIRST_SECONDS", 0.02)
+    gate = threading.Event()
+    model = Punctual(lambda rows: gate.wait() and answered(rows), 60)
+    model.warm(ROWS[:1])
+    assert ask(model) == NULLS
+    gate.set()
+    ended(model)
+    assert ask(model) == answered(ROWS)["probability"].to_list()
+
+
 def test_types_are_the_same_with_and_without_answers():
     gate = threading.Event()
     model = Punctual(lambda _: gate.wait(), 0)
