@@ -1,7 +1,8 @@
 """The long form of the kill tests: `python -m tests.faults --kills 200` prints what was done and what differs.
 
 Workers are killed on the embedded servers, ten to a history, and Redis under a worker, with the end of its log cut off.
-Then groups of workers meet storms of faults, on Apache Kafka where that runs.
+Then groups of workers meet storms of faults, on Apache Kafka where that runs; there it is killed, too, and a history lies
+in transactions and compacted topics.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from onceflow import embedded
 from tests.faults.broker import Broker
 from tests.faults.kills import Case, Killer, RedisKiller, differences, outcome, produce, undisturbed
 from tests.faults.storms import FAULTS, OF_THE_BROKER, Storm
+from tests.faults.transactions import TRANSACTIONS, transacted
 from tests.featurestore.redis_server import RedisServer
 from tests.streams.working import own_servers
 
@@ -49,14 +51,14 @@ def main():
                 moments.update(killed)
                 different.update(differences(expected, found))
         storms, wrong = _storms(options, Path(folder))
-    different["states after storms"] = wrong
+    different.update(wrong)
     _print({**moments, **storms}, different)
     return 1 if any(different.values()) else 0
 
 
 def _storms(options, folder):
     """As many faults as kills of workers; how many there were of each kind, and what differs in the end."""
-    done, wrong = Counter(), 0
+    done, wrong = Counter(), Counter()
     with embedded.kafka() if why_no_kafka() else Broker(folder / "kafka") as kafka:
         broker = None if why_no_kafka() else kafka
         for number in range(-(-options.kills // FAULTS_A_STORM)):
@@ -65,7 +67,12 @@ def _storms(options, folder):
             with Storm(kafka.address, place, seed, options.orders, **how) as storm:
                 storm.run(min(FAULTS_A_STORM, options.kills - number * FAULTS_A_STORM))
                 done.update(storm.done)
-                wrong += storm.differences()[0]
+                wrong["states after storms"] += storm.differences()[0]
+        if broker is not None:
+            with embedded.redis() as store:
+                pair = SimpleNamespace(kafka=kafka.address, redis_url=f"redis://{store.address}/0")
+                found, wrong["transactional topics"] = transacted(pair, folder / "data", options.seed, options.orders)
+                done.update(found)
     return done, wrong
 
 
@@ -90,7 +97,7 @@ def _print(moments, different):
     names = {"starting": "workers killed at their start", "working": "workers killed at work"}
     names |= {"ending": "workers killed when all was stored", "rolled back": "Redis killed, its last writes cut off"}
     names |= {"stopped": "workers that stopped by themselves, as they should", "failed": "... of these in the last run"}
-    for key, text in (names | FAULTS | OF_THE_BROKER).items():
+    for key, text in (names | FAULTS | OF_THE_BROKER | TRANSACTIONS).items():
         table.add_row(text, str(moments.get(key, 0)))
     table.add_section()
     for name, count in different.items():

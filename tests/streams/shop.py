@@ -183,7 +183,7 @@ def produce(kafka, tag, records, *, partitions=PARTITIONS):
     made = [NewTopic(name, partitions, 1, config={"retention.ms": "-1"}) for name in topics]
     AdminClient({"bootstrap.servers": kafka}).create_topics(made)
     ensure_topics(kafka, dict.fromkeys(topics, partitions))
-    options = {"enable.idempotence": True, "linger.ms": 5}  # a retry must not change the order
+    options = {"enable.idempotence": True, "linger.ms": 5, "log_level": 0}  # a retry must not change the order
     producer = Producer({"bootstrap.servers": kafka, "queue.buffering.max.messages": 1_000_000, **options})
     for record in records:
         producer.produce(record.topic, record.value, partition=record.partition, timestamp=record.time)
