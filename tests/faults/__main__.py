@@ -1,8 +1,8 @@
 """The long form of the kill tests: `python -m tests.faults --kills 200` prints what was done and what differs.
 
 Workers are killed on the embedded servers, ten to a history, and Redis under a worker, with the end of its log cut off.
-Then groups of workers meet storms of faults, on Apache Kafka where that runs; there it is killed, too, and a history lies
-in transactions and compacted topics.
+Then groups of workers meet storms of faults, on Apache Kafka where that runs; there it is killed, too, and a history
+lies in transactions and compacted topics.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.kafka_server import why_no_kafka
 from onceflow import embedded
 from tests.faults.broker import Broker
 from tests.faults.kills import Case, Killer, RedisKiller, differences, outcome, produce, undisturbed
-from tests.faults.storms import FAULTS, OF_THE_BROKER, Storm
+from tests.faults.storms import ENDED, FAULTS, OF_THE_BROKER, Storm
 from tests.faults.transactions import TRANSACTIONS, transacted
 from tests.featurestore.redis_server import RedisServer
 from tests.streams.working import own_servers
@@ -97,7 +97,7 @@ def _print(moments, different):
     names = {"starting": "workers killed at their start", "working": "workers killed at work"}
     names |= {"ending": "workers killed when all was stored", "rolled back": "Redis killed, its last writes cut off"}
     names |= {"stopped": "workers that stopped by themselves, as they should", "failed": "... of these in the last run"}
-    for key, text in (names | FAULTS | OF_THE_BROKER | TRANSACTIONS).items():
+    for key, text in (names | FAULTS | OF_THE_BROKER | ENDED | TRANSACTIONS).items():
         table.add_row(text, str(moments.get(key, 0)))
     table.add_section()
     for name, count in different.items():

@@ -36,6 +36,7 @@ OF_THE_BROKER = {
     "broker": "Kafka killed and started again",
     "outage": "... after some time without it",
 }
+ENDED = {"ended": "workers in storms that ended by themselves, though no prediction failed"}
 
 
 class Storm:
@@ -85,6 +86,8 @@ class Storm:
         spared = self.group.folder.glob(f"*/{FAILING}")  # workers that had nothing left to predict
         self.done["failed"] -= len(list(spared))
         self.done["uncertain"] = self.proxy.cuts.total()
+        ended = sum(worker.exitcode == 1 for worker in self.group.workers)
+        self.done["ended"] = ended - self.done["failed"]
 
     def begin(self, workers=3):
         """Start workers, with some records to begin with."""

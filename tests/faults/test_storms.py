@@ -37,6 +37,8 @@ def test_no_worker_ends_when_kafka_is_killed_or_away_and_all_go_on_once_it_is_ba
         storm.run(faults=3)
         assert all(storm.done[kind] for kind in OF_THE_BROKER), storm.done
         assert [worker.exitcode for worker in storm.group.workers] == [0, 0, 0], storm.group.said()
+        lines = "".join(path.read_text() for path in storm.group.folder.glob("worker*/log")).splitlines()
+        assert all(line.endswith(("retrying", "asking the group again")) for line in lines), storm.group.said()
         check(storm)
 
 
