@@ -43,6 +43,12 @@ class WorkerCollector(Collector):
         stats = self._stats
         yield CounterMetricFamily("onceflow_events", "Events folded and stored", value=stats.events)
         yield CounterMetricFamily("onceflow_predictions", "Predictions made", value=stats.predictions)
+        missing = CounterMetricFamily(
+            "onceflow_unanswered", "Events that the model had no time for, by service", labels=["service"]
+        )
+        for service, count in list(stats.unanswered.items()):
+            missing.add_metric([service], count)
+        yield missing
         yield CounterMetricFamily("onceflow_states", "Entity states written", value=stats.states)
         yield CounterMetricFamily("onceflow_late", "Events too late for every window", value=stats.late)
         yield CounterMetricFamily("onceflow_repeats", "Events left out, for their id came before", value=stats.repeats)

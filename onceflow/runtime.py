@@ -116,7 +116,10 @@ def build_worker(
 ) -> Worker:
     """A worker over all views and services of the definitions, with its topics in place."""
     publisher = publisher or Publisher(settings.kafka)
-    partitions = prepare_topics(definitions, settings, wait_for_kafka(settings.kafka))
+    try:
+        partitions = prepare_topics(definitions, settings, wait_for_kafka(settings.kafka))
+    except UnavailableError:  # it went away in between, or it refuses, and then will again
+        partitions = prepare_topics(definitions, settings, wait_for_kafka(settings.kafka))
     mirror, feeds = mirror_of(definitions, settings)
     options = Options(
         replay=settings.mode == "replay",

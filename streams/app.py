@@ -217,11 +217,14 @@ class _Broker(logging.Handler):
 
 
 class _Service(logging.Handler):
-    """Passes Faust's warnings on, but for the report that each service makes of one failure: `run` raises it."""
+    """Passes Faust's warnings on, but for the report that each service makes of one failure: `run` raises it.
+
+    Nor is there a line for every commit that has to wait while a broker is away.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if "Crashed reason" not in message:
+        if "Crashed reason" not in message and "commit is overlapping" not in message:
             log.warning("%s: %s", record.name, message)
 
 

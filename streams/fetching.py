@@ -47,6 +47,12 @@ def lost(tp: TP, position: int, first: int, end: int) -> StateError:
     )
 
 
+def _unasked(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Print nothing of a request that fails when nobody waits for it any more: aiokafka goes on with such a commit."""
+    if not isinstance(context.get("exception"), KafkaError):
+        loop.default_exception_handler(context)
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's thread, with batches for records, and patience with a broker that is away."""
 
@@ -57,6 +63,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         """Connect, however long that takes."""
+        self.thread_loop.set_exception_handler(_unasked)
         while not self.should_stop:
             try:
                 await super().on_start()
@@ -222,6 +229,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             log.debug("commit: %r", error)
             return False
         return True
+
+    def rejoin(self) -> None:
+        """Join the group once more. May be called from any thread."""
+        self.thread_loop.call_soon_threadsafe(self._ensure_consumer()._coordinator.request_rejoin)
 
     def wake(self) -> None:
         """Make a fetch under way look again at which partitions are wanted. May be called from any thread."""

@@ -29,6 +29,7 @@ class Stats:
     events: int = 0
     chunks: int = 0
     predictions: int = 0
+    unanswered: Counter[str] = field(default_factory=Counter)  # events without a prediction, by service
     states: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     late: int = 0
@@ -89,6 +90,7 @@ class Stats:
             "events_per_s": round(self.events_per_s()),
             "events_per_cpu_s": round(self.events_per_cpu_s()),
             "predictions": self.predictions,
+            "unanswered": dict(+self.unanswered),
             "states": self.states,
             "rejected": dict(self.rejected),
             "late": self.late,

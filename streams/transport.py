@@ -104,6 +104,10 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._held.discard(tp)
         self._thread.wake()
 
+    def rejoin(self) -> None:
+        """Ask the group anew for partitions, which are then taken on as after every rebalance."""
+        self._thread.rejoin()
+
     def resume_flow(self) -> None:
         """Deliver again, also by a fetch that is under way."""
         super().resume_flow()

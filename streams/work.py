@@ -200,8 +200,10 @@ class Work:
                 covered = {p: span for (k, p), span in spans.items() if k == key and span[0] < span[1]}
                 yield from feature_messages(view, output.events, covered)
         for processor, frame in predictions:
-            self._stats.predictions += len(frame)
             if len(frame):
+                missing = frame["probability"].null_count()
+                self._stats.predictions += len(frame) - missing
+                self._stats.unanswered[processor.name] += missing
                 yield from prediction_messages(processor.name, frame)
 
     def _refusals(self, view: View, output: ViewOutput) -> Iterator[Message]:

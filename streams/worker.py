@@ -12,6 +12,7 @@ Turns overlap by one: while the outcome of one is stored, the next is computed, 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -45,10 +46,14 @@ if TYPE_CHECKING:
     from streams.app import App
 
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 TOGETHER = 0.002
 """Seconds in which the partitions of one fetch come one after another: they are decoded together."""
+FENCED_AGAIN = 5.0
+"""Who is fenced once more within so many seconds fights with another group, and stops."""
 FLUSH_SECONDS = 5.0
 """How long what has come may be missing from the files of a live worker."""
 
@@ -127,6 +132,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
         self._flush_at = 0.0
+        self._fenced_at = -FENCED_AGAIN
         self._storing: asyncio.Task[None] | None = None
         self._reset()
 
@@ -141,7 +147,7 @@ class Worker:
     async def positions(self, tps: frozenset[TP]) -> dict[TP, int | None]:
         """Claim partitions and say where each must start; whatever was in memory is forgotten."""
         async with self._turning:
-            await self._stored()
+            await self._settled()
             self._reset()
             if self.mirror is not None:
                 await self.mirror.forget()
@@ -202,7 +208,7 @@ class Worker:
     async def revoked(self, _: frozenset[TP]) -> None:
         """Finish what is under way; what is not done goes to whoever gets the partitions."""
         async with self._turning:
-            await self._stored()
+            await self._settled()
             self._flush_archives()
             if self.mirror is not None:
                 await self.mirror.flush()
@@ -298,10 +304,13 @@ class Worker:
                     self._decode(topic)
                 self._give_up_waiting()
                 chunk = self._aligner.take(self.options.chunk)
-                if chunk is not None:
-                    await self._begin(chunk)
-                else:
-                    await self._stored()
+                try:
+                    await (self._stored() if chunk is None else self._begin(chunk))
+                except (FencedError, GapError) as error:
+                    self._give_way(error)
+                    self._reset()
+                    self.app.consumer.rejoin()
+                if chunk is None:
                     self._make_room()
                     await self._flush_now_and_then()
             if chunk is None:
@@ -385,6 +394,25 @@ class Worker:
         if self._storing is not None:
             task, self._storing = self._storing, None
             await task
+
+    async def _settled(self) -> None:
+        """Wait for the turn that is being stored; what of it another worker has taken over is that one's to do."""
+        try:
+            await self._stored()
+        except (FencedError, GapError) as error:
+            self._give_way(error)
+
+    def _give_way(self, error: StateError) -> None:
+        """Accept, in a group, that the store holds another state than this worker's: it must begin anew from that.
+
+        A group may have given partitions away before the one who had them hears of it. In a replay the services have
+        seen already what was not stored.
+        """
+        now = time.monotonic()
+        if self.options.replay or self.app.alone or now < self._fenced_at + FENCED_AGAIN:
+            raise error
+        self._fenced_at = now
+        log.warning("%s; asking the group again", error)
 
     async def _store(self, turn: Turn) -> None:
         with self._work.timed("send"):

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from featurestore.errors import ConfigError, FormatError, GapError
+from featurestore.predictions import TIMEOUT
 from learner import snapshot
 from learner.inputs import Options
 from learner.live import LiveLearner, alone, run
@@ -105,6 +106,19 @@ def test_replay_equals_one_step_over_the_merged_logs(pair, prefix, tmp_path, chu
     assert one.summary["labels_joined"] > 1000
     kept = snapshot.read(tmp_path / f"{service.name}.learner")
     assert snapshot.encode(kept["learner"]) == bits(expected)
+
+
+def test_events_that_the_model_did_not_answer_in_time_are_learnt_and_not_scored(embedded_pair, prefix, tmp_path):
+    service = made(prefix)
+    predictions, labels = logs(600, service)
+    late = pl.col("_offset") % 3 == 0
+    answers = pl.when(~late).then(pl.col("prediction", "probability", "model_version"))
+    predictions = predictions.with_columns(answers, pl.when(late).then(pl.lit(TIMEOUT)).alias("_error"))
+    sent(embedded_pair.kafka, service, predictions, labels)
+    one, _ = replay(embedded_pair.kafka, tmp_path, service)
+    assert bits(one.loop) == bits(expected_loop(service, predictions, labels))
+    assert not any(one.inputs.skipped.values())
+    assert 0 < one.summary["labels_unscored"] < one.summary["labels_joined"]
 
 
 def test_more_events_of_one_time_than_the_buffer_takes_do_not_stop_a_replay(embedded_pair, prefix, tmp_path):

@@ -27,7 +27,7 @@ SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
 PARTITIONS = 2
 
 
-def shop(tag, *, batch=32):
+def shop(tag, *, batch=32, budget=None):
     """The definitions. Topics, views and services carry the tag: tests share a broker."""
     clicks = Source(
         f"clicks-{tag}",
@@ -82,9 +82,17 @@ def shop(tag, *, batch=32):
         label=label,
         model=model,
         batch=batch,
+        budget=budget,
     )
     plain = Service(
-        f"plain-{tag}", on=orders, id="order_id", features=["amount", "items"], label=label, model=model, batch=batch
+        f"plain-{tag}",
+        on=orders,
+        id="order_id",
+        features=["amount", "items"],
+        label=label,
+        model=model,
+        batch=batch,
+        budget=budget,
     )
     views = {each.name: each for each in (by_user, by_shelf, by_shop, own)}
     sources = {each.name: each for each in (clicks, orders, returns)}
@@ -192,7 +200,7 @@ def produce(kafka, tag, records, *, partitions=PARTITIONS):
     made = [NewTopic(name, partitions, 1, config={"retention.ms": "-1"}) for name in topics]
     AdminClient({"bootstrap.servers": kafka}).create_topics(made)
     ensure_topics(kafka, dict.fromkeys(topics, partitions))
-    options = {"enable.idempotence": True, "linger.ms": 5}  # a retry must not change the order
+    options = {"enable.idempotence": True, "linger.ms": 5, "log_level": 0}  # a retry must not change the order
     producer = Producer({"bootstrap.servers": kafka, "queue.buffering.max.messages": 1_000_000, **options})
     for record in records:
         producer.produce(record.topic, record.value, partition=record.partition, timestamp=record.time)

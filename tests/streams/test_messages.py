@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featurestore import Count, Entity, Source, view
 from featurestore.errors import DataError
-from featurestore.predictions import decode_prediction
+from featurestore.predictions import TIMEOUT, decode_prediction
 from streams.messages import (
     MESSAGE_BYTES,
     Record,
@@ -100,6 +100,23 @@ def test_a_prediction_is_json_with_its_event_and_all_that_it_was_made_from():
         "effective_time": 7,
         "offset": 5,
     }
+
+
+def test_an_event_without_an_answer_is_told_with_its_features_and_why():
+    none = {"probability": None, "prediction": None, "model_version": None, "_error": TIMEOUT}
+    frame = pl.concat([prediction(**none), prediction(_error=None)], how="vertical_relaxed")
+    told, made = prediction_messages("risk", frame)
+    expected = json.loads(next(prediction_messages("risk", prediction())).value)
+    assert json.loads(made.value) == {**expected, "error": None}
+    assert json.loads(told.value) == expected | {
+        "prediction": None,
+        "probabilities": None,
+        "model_version": None,
+        "error": "timeout",
+    }
+    [first, second] = prediction_table([told.value, made.value], 1, ["visits:n_1m"]).to_pylist()
+    assert (first["prediction"], first["probability"], first["model_version"], first["visits:n_1m"]) == (*[None] * 3, 2)
+    assert second["probability"] == 0.25
 
 
 def test_a_prediction_on_an_event_without_an_id_has_none():

@@ -267,11 +267,11 @@ def live_records(tag, now):
     return shifted
 
 
-async def beside(worker, settings, until, seconds=30):
+async def beside(worker, settings, until, seconds=30, *, alone=True):
     """Run a worker until a condition holds, then stop it."""
     delivery = Delivery(positions=worker.positions, lead=worker.lead, assigned=worker.assigned, revoked=worker.revoked)
     topics = [*worker.sources, *worker.mirrored]
-    options = {"delivery": delivery, "session_timeout_ms": settings.session_timeout_ms, "alone": True}
+    options = {"delivery": delivery, "session_timeout_ms": settings.session_timeout_ms, "alone": alone}
     app = build_app(settings.group, settings.kafka, topics, worker.receive, **options)
     task = asyncio.ensure_future(run_app(app, worker.main))
     async with asyncio.timeout(seconds):
