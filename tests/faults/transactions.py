@@ -86,6 +86,7 @@ class Topics:
                 key = b"k%d" % rng.randrange(KEYS)
                 producer.produce(record.topic, record.value, key, partition=record.partition, timestamp=record.time)
             if rng.random() < share or at + A_TRANSACTION >= len(records):
+                producer.flush(30)  # or what is aborted never reaches the log
                 producer.abort_transaction(30)
                 aborted += len(some)
             else:
