@@ -107,6 +107,8 @@ class MemoryStore:
         shelf.states.update(
             {entity: (blob, expiry) for entity, blob in zip(commit.entities, commit.blobs, strict=True)}
         )
+        for entity in commit.erased:
+            shelf.states.pop(entity, None)
         shelf.position = Position(commit.next, commit.clock)
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ import polars as pl
 
 from featurestore.confluent import NO_SCHEMAS, Loads
 from featurestore.decoding import MAX_DETAIL, Decoded, Reject, Wrong, set_apart
+from featurestore.erasures import HEADER, NO_ENTITIES, Entities, Erasure, check_erasure
+from featurestore.errors import DataError
 from featurestore.formats import decode
 from featurestore.frames import event_frame, with_derived
 from featurestore.keys import MAX_VALUE_BYTES
@@ -22,10 +24,11 @@ from streams.transport import Batch
 
 @dataclass(frozen=True)
 class Ingested:
-    """A batch's good events (with `_raw`, the record as it came), and the others, by reason and as messages."""
+    """A batch's good events (with `_raw`, the record as it came), its erasures, and the others with the reasons."""
 
     events: pl.DataFrame
     rejects: list[Refused]
+    erasures: list[Erasure] = field(default_factory=list)
 
 
 class Refused(NamedTuple):
@@ -42,8 +45,11 @@ def ingested(
     now: int | None,
     entities: Sequence[str] = (),
     schemas: Mapping[int, Loads] = NO_SCHEMAS,
+    erasable: Entities = NO_ENTITIES,
 ) -> Ingested:
     """Decode a batch of `source`. `entities` are text columns that become keys, and may be only so long.
+
+    `erasable` are the entities that its records without a value may erase.
 
     `schemas` are those that its records name (see `formats.decode`).
 
@@ -59,7 +65,28 @@ def ingested(
         events = _event_frame(source, batch, decoded)
     good = set_apart(decoded._replace(frame=events), _wrong(source, events, now, entities))
     raw = pl.Series("_raw", Values.of(batch.values).taken(good.rows).to_arrow())
-    return Ingested(good.frame.hstack([raw]), [_refused(source, batch, each) for each in good.rejects])
+    erasures, rejects = _erasures(source, batch, good.rejects, erasable)
+    return Ingested(good.frame.hstack([raw]), [_refused(source, batch, each) for each in rejects], erasures)
+
+
+def _erasures(
+    source: Source, batch: Batch, rejects: Sequence[Reject], erasable: Entities
+) -> tuple[list[Erasure], list[Reject]]:
+    """The erasures among what holds no event, and the rest."""
+    erasures, rest = [], []
+    for reject in rejects:
+        name = dict(batch.tombstones.get(reject.row, ())).get(HEADER)
+        if name is None:
+            rest.append(reject)
+            continue
+        key, offset = batch.keys[reject.row], int(batch.offsets[reject.row]) << source.row_bits
+        try:
+            check_erasure(source, erasable, name, key)
+        except DataError as error:
+            rest.append(reject._replace(error="erasure", detail=str(error)[:MAX_DETAIL]))
+        else:
+            erasures.append(Erasure(batch.topic, batch.partition, offset, name.decode(), key or b""))
+    return erasures, rest
 
 
 def _event_frame(source: Source, batch: Batch, decoded: Decoded) -> pl.DataFrame:

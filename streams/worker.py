@@ -25,6 +25,7 @@ import polars as pl
 from featurestore.align import Aligner, Chunk, Partition
 from featurestore.confluent import Loads, Schemas
 from featurestore.definitions import View
+from featurestore.erasures import entities_of
 from featurestore.errors import FencedError, GapError, StateError
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
@@ -116,6 +117,8 @@ class Worker:
         predicted = {processor.on.name for processor in self.processors}
         self._ranks = {topic: int(topic in predicted) for topic in self.sources}
         self._keys = {name: _entity_columns(name, self._views) for name in self.sources}
+        reads = [(read.view, read.topic) for processor in self.processors for read in processor.reads]
+        self._entities = {name: entities_of(name, self._views, reads) for name in self.sources}
         self._logs: dict[Partition, _Log] = {}
         self._refused: list[Message] = []
         self._wake = asyncio.Event()
@@ -216,7 +219,9 @@ class Worker:
                 f"{batch.topic}[{batch.partition}]: expected offset {log.expected}, Kafka gave {batch.start}"
             )
         with self._work.timed("decode"):
-            got = ingested(source, batch, None if self.options.replay else self.now(), self._keys[batch.topic], schemas)
+            now = None if self.options.replay else self.now()
+            known = self._keys[batch.topic], schemas, self._entities[batch.topic]
+            got = ingested(source, batch, now, *known)
         log.expected, log.heard = batch.next, time.monotonic()
         start, end = batch.start << source.row_bits, batch.next << source.row_bits
         self._push(partition, got, start, end)
@@ -230,15 +235,16 @@ class Worker:
             self.app.consumer.hold(TP(*partition))
 
     def _push(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
-        begin, events, rejects = self._logs[partition].begin, got.events, got.rejects
+        begin, events, rejects, erasures = self._logs[partition].begin, got.events, got.rejects, got.erasures
         if end <= begin:
             return
         if start < begin:
             events = events.filter(pl.col("_offset") >= begin)
             rejects = [refused for refused in rejects if refused.offset >= begin]
+            erasures = [erasure for erasure in erasures if erasure.offset >= begin]
         self.stats.rejected.update(refused.error for refused in rejects)
         self._refused += [refused.message for refused in rejects]
-        self._aligner.push(partition, events, max(start, begin), end)
+        self._aligner.push(partition, events, max(start, begin), end, erasures)
         if not self.options.replay:
             self._aligner.drain(partition, drained=False)
 
