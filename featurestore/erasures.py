@@ -18,6 +18,7 @@ from featurestore.definitions import View
 from featurestore.errors import DataError, FormatError
 from featurestore.frames import entity_codes
 from featurestore.keys import decode_entity
+from featurestore.plan import compiled
 from featurestore.sources import Source
 
 HEADER = "onceflow-forget"
@@ -48,6 +49,29 @@ def entities_of(
     found = [view.entity for view in views if view.source.name == topic]
     found += [view.entity for view, at in reads if at == topic]
     return {entity.name: entity.keys for entity in found}
+
+
+def masked_columns(
+    source: Source, entity: str, views: Iterable[View], reads: Iterable[tuple[View, str]] = ()
+) -> tuple[str, ...]:
+    """The columns of a topic's archive that must not name an erased entity any more.
+
+    They are its key columns, or what these are derived of; but not what views of other entities need of the events,
+    as keys or as values: what those know of it must come out of a replay too.
+    """
+    views = [view for view in views if view.source.name == source.name]
+    told = [(view.entity, compiled(view).columns) for view in views]
+    told += [(view.entity, ()) for view, at in reads if at == source.name]
+    mine = {name for own, _ in told if own.name == entity for name in own.keys}
+    others = {name for own, columns in told if own.name != entity for name in (*own.keys, *columns)}
+    needed = _stored(source, others) | {source.event_time}
+    return tuple(sorted(_stored(source, mine) - needed))
+
+
+def _stored(source: Source, columns: Iterable[str]) -> set[str]:
+    """The columns of the source's records that these columns are, or are derived of."""
+    made = {name: source.derived[name].meta.root_names() if name in source.derived else [name] for name in columns}
+    return {name for roots in made.values() for name in roots}
 
 
 def check_erasure(source: Source, entities: Entities, entity: bytes, key: bytes | None) -> None:

@@ -25,11 +25,12 @@ import polars as pl
 from featurestore.align import Aligner, Chunk, Partition
 from featurestore.confluent import Loads, Schemas
 from featurestore.definitions import View
-from featurestore.erasures import entities_of
 from featurestore.errors import FencedError, GapError, StateError
+from featurestore.forgotten import archive_revision
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
+from streams.forgetting import Forgetting
 from streams.ingest import Ingested, ingested
 from streams.messages import Message
 from streams.mirror import Mirror, archive_table
@@ -58,7 +59,8 @@ class Options:
     `until_end` (with replay): stop where the topics ended when the worker began. `max_wait` is how long (seconds) a
     live worker waits for a silent partition before it goes on without it. `chunk` is how many events make a turn,
     about; `buffer` how many of one partition may wait. Where `archive` is a folder, raw events are kept there. `memory`
-    is how many bytes of states are held, about: the online store has them all.
+    is how many bytes of states are held, about: the online store has them all. In the folder `forgotten` it is written
+    down which entities were erased: that of the archive, if there is one.
     """
 
     replay: bool = False
@@ -67,6 +69,7 @@ class Options:
     chunk: int = 100_000
     buffer: int = 200_000
     archive: Path | None = None
+    forgotten: Path | None = None
     grid: int = 65_536
     memory: int = 2 << 30
 
@@ -109,16 +112,15 @@ class Worker:
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
-        read = [read.view for processor in self.processors for read in processor.reads]
-        self._views = list({view.key: view for view in [*self.views, *read]}.values())
+        reads = [read for processor in self.processors for read in processor.reads]
+        self._views = list({view.key: view for view in [*self.views, *(read.view for read in reads)]}.values())
         listed = [view.source for view in self._views]
         listed += [source for processor in self.processors for source in processor.sources]
         self.sources: dict[str, Source] = {source.name: source for source in listed}
         predicted = {processor.on.name for processor in self.processors}
         self._ranks = {topic: int(topic in predicted) for topic in self.sources}
         self._keys = {name: _entity_columns(name, self._views) for name in self.sources}
-        reads = [(read.view, read.topic) for processor in self.processors for read in processor.reads]
-        self._entities = {name: entities_of(name, self._views, reads) for name in self.sources}
+        self._forgetting = Forgetting(self.sources, self._views, reads, self.options.forgotten)
         self._logs: dict[Partition, _Log] = {}
         self._refused: list[Message] = []
         self._wake = asyncio.Event()
@@ -130,6 +132,7 @@ class Worker:
     def _reset(self) -> None:
         self._aligner = Aligner(self._ranks)
         self._work = Work(self._views, self.processors, self.partitions, self.owner, self.stats, self.options.memory)
+        self._forgetting.reset()
         self._logs.clear()
 
     # --- partitions come and go ---------------------------------------------------------------------------------
@@ -171,8 +174,12 @@ class Worker:
         folder = self.options.archive
         source = self.sources[partition[0]]
         grid = source.grid(self.options.grid)
-        archive = None if folder is None else GridWriter(folder / partition[0], partition[1], grid)
+        archive = None
+        if folder is not None:
+            revision = archive_revision(folder, source, partition[1])
+            archive = GridWriter(folder / partition[0], partition[1], grid, revision=revision)
         self._logs[partition] = _Log(0 if begin is None else begin.next, archive=archive)
+        self._forgetting.begin(partition, self._logs[partition].begin)
         if begin is None or (archive is not None and not archive.next):
             return None
         return (begin.next if archive is None else min(begin.next, archive.next)) >> source.row_bits
@@ -220,7 +227,7 @@ class Worker:
             )
         with self._work.timed("decode"):
             now = None if self.options.replay else self.now()
-            known = self._keys[batch.topic], schemas, self._entities[batch.topic]
+            known = self._keys[batch.topic], schemas, self._forgetting.entities[batch.topic]
             got = ingested(source, batch, now, *known)
         log.expected, log.heard = batch.next, time.monotonic()
         start, end = batch.start << source.row_bits, batch.next << source.row_bits
@@ -281,6 +288,7 @@ class Worker:
             await self._stored()
         self._flush_archives()
         await self._drain_mirror()
+        await self._forgetting.sweep(self._writers, wait=True)
 
     def _finished(self) -> bool:
         """Whether, with `until_end`, every partition has come to its end and nothing is left of it."""
@@ -350,6 +358,7 @@ class Worker:
             await task
 
     async def _store(self, turn: Turn) -> None:
+        await self._forgetting.remember(turn.chunk, self._archives, self.mirror)
         with self._work.timed("send"):
             messages, self._refused = [*self._refused, *turn.messages], []
             if messages:
@@ -387,13 +396,21 @@ class Worker:
             self._flush_archives()
             if self.mirror is not None:
                 await self.mirror.flush()
+            await self._forgetting.sweep(self._writers, wait=False)
             ended = time.monotonic()
             self._flush_at = ended + max(FLUSH_SECONDS, 20 * (ended - begun))
 
     def _flush_archives(self) -> None:
-        for log in self._logs.values():
-            if log.archive is not None:
-                log.archive.flush()
+        for archive in self._archives:
+            archive.flush()
+
+    @property
+    def _archives(self) -> list[GridWriter]:
+        return [log.archive for log in self._logs.values() if log.archive is not None]
+
+    @property
+    def _writers(self) -> list[GridWriter]:
+        return [*self._archives, *(self.mirror.writers if self.mirror is not None else ())]
 
     async def _drain_mirror(self) -> None:
         """Wait until the mirror has all that was sent, then write it out."""

@@ -98,6 +98,8 @@ class Log(NamedTuple):
     value: bytes | None
     event: dict | None
     error: str | None = None
+    key: bytes | None = None
+    headers: dict[str, bytes] | None = None
 
 
 def history(tag, orders, *, seed=0, partitions=PARTITIONS, shuffled=True):
@@ -121,6 +123,13 @@ def history(tag, orders, *, seed=0, partitions=PARTITIONS, shuffled=True):
             told["at"] = time - (rng.choice([0, 0, 15 * SECOND]) if shuffled else 0)
             out.append(_record(f"returns-{tag}", place, told))
     return out
+
+
+def erasures(tag, topics, time, entity, key, *, partitions=PARTITIONS):
+    """What erases an entity, encoded, on all partitions of topics."""
+    names = [f"{topic}-{tag}" for topic in topics]
+    headers = {"onceflow-forget": entity}
+    return [Log(name, p, time, None, None, None, key, headers) for name in names for p in range(partitions)]
 
 
 def hash_of(text):
@@ -178,7 +187,8 @@ def produce(kafka, tag, records, *, partitions=PARTITIONS):
     options = {"enable.idempotence": True, "linger.ms": 5}  # a retry must not change the order
     producer = Producer({"bootstrap.servers": kafka, "queue.buffering.max.messages": 1_000_000, **options})
     for record in records:
-        producer.produce(record.topic, record.value, partition=record.partition, timestamp=record.time)
+        place = {"partition": record.partition, "timestamp": record.time}
+        producer.produce(record.topic, record.value, record.key, headers=record.headers, **place)
         producer.poll(0)
     assert producer.flush(30) == 0
 

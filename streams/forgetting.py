@@ -1,0 +1,106 @@
+"""What a worker writes down of erasures before it erases a state: which events and rows the files must lose."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from featurestore.align import Chunk, Partition
+from featurestore.definitions import View
+from featurestore.erasures import Entities, entities_of, masked_columns
+from featurestore.flow import Read
+from featurestore.forgotten import Forgotten, remember
+from featurestore.offline import GridWriter
+from featurestore.sources import Source
+from streams.mirror import Mirror
+
+Notes = Mapping[Partition, Sequence[Forgotten]]
+
+
+class Forgetting:
+    """The erasures of a worker's topics. `events` is the folder of the archive; None: nothing is written down."""
+
+    def __init__(
+        self, sources: Mapping[str, Source], views: Sequence[View], reads: Sequence[Read], events: Path | None
+    ) -> None:
+        read = [(each.view, each.topic) for each in reads]
+        self.entities: dict[str, Entities] = {name: entities_of(name, views, read) for name in sources}
+        self._masked = {
+            (name, entity): masked_columns(source, entity, views, read)
+            for name, source in sources.items()
+            for entity in self.entities[name]
+        }
+        self._sources = sources
+        self._events = events
+        self._reached: dict[Partition, int] = {}
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def reset(self) -> None:
+        """Have no partitions."""
+        self._reached.clear()
+
+    def begin(self, place: Partition, offset: int) -> None:
+        """Take a partition on at an offset."""
+        self._reached[place] = offset
+
+    async def remember(self, chunk: Chunk, archives: Iterable[GridWriter], mirror: Mirror | None) -> None:
+        """Write the erasures of the next chunk down, and let the files that are being written follow.
+
+        It comes before anything else of the chunk is stored: who finds a state erased finds that written down.
+        """
+        notes = self.notes(chunk)
+        if not notes or self._events is None:
+            return
+        for (topic, number), mine in notes.items():
+            await asyncio.to_thread(remember, self._events / topic / f"partition={number}", mine)
+        for archive in archives:
+            archive.renew()
+        if mirror is not None:
+            await mirror.renew()
+
+    async def sweep(self, writers: Sequence[GridWriter], *, wait: bool) -> None:
+        """Begin to rewrite the complete files of erased entities, unless that is under way; maybe `wait` for it."""
+        if self._sweeping is not None and (wait or self._sweeping.done()):
+            task, self._sweeping = self._sweeping, None
+            await task
+        if self._sweeping is None:
+            self._sweeping = asyncio.create_task(asyncio.to_thread(_sweep, writers))
+            if wait:
+                await self._sweeping
+
+    def notes(self, chunk: Chunk) -> Notes:
+        """What is to be remembered of the next chunk's erasures, by partition.
+
+        Until all partitions have come to its erasures, rows made of an entity may hold what another partition still
+        knew. So each erasure says of all partitions how far they had come then.
+        """
+        notes: dict[Partition, list[Forgotten]] = defaultdict(list)
+        for step, erasure in chunk.erasures:
+            own = (erasure.topic, erasure.partition)
+            for place, upto in self._upto(chunk, step).items():
+                if (columns := self.entities[place[0]].get(erasure.entity)) is not None:
+                    masked = self._masked[place[0], erasure.entity]
+                    offset = erasure.offset if place == own else 0
+                    notes[place].append(
+                        Forgotten(erasure.entity, erasure.key.decode(), columns, masked, offset, max(offset, upto))
+                    )
+        self._reached |= {place: end for place, (_, end) in chunk.spans.items()}
+        return notes
+
+    def _upto(self, chunk: Chunk, step: int) -> dict[Partition, int]:
+        """By partition the first offset that comes after the step."""
+        upto = self._reached | {place: start for place, (start, _) in chunk.spans.items()}
+        for topic, frame in chunk.frames.items():
+            before = frame[: int(frame["_step"].search_sorted(step))]
+            ends = before.group_by("_partition").agg(pl.col("_offset").max() + 1)
+            upto |= {(topic, int(number)): int(end) for number, end in ends.iter_rows()}
+        return upto
+
+
+def _sweep(writers: Sequence[GridWriter]) -> None:
+    for writer in writers:
+        writer.sweep()

@@ -1,0 +1,163 @@
+"""Entities erased from the middle of a stream: what a worker leaves of them, and that a replay agrees."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+
+from batch.logged import Logged
+from batch.verify import verify
+from featurestore.frames import entity_codes
+from featurestore.keys import encode_entity
+from featurestore.online import connect
+from tests.streams.shop import PARTITIONS, erasures, history, logs, produce, shop
+from tests.streams.working import blobs, messages, settings_of, stored, table, work
+
+ERASED = [
+    (["clicks", "orders"], "user", ("u7",)),
+    (["clicks"], "shelf", ("p3",)),
+    (["orders"], "shop", ("s2",)),
+    (["clicks", "orders"], "user", ("u8",)),
+    (["clicks", "orders"], "user", ("nobody",)),
+]
+
+
+def with_erasures(tag, records, seed=0):
+    """The records with erasures spread over them, one of them given twice."""
+    rng, out = random.Random(seed), list(records)
+    for topics, entity, key in [*ERASED, ERASED[0]]:
+        for record in erasures(tag, topics, 0, entity, encode_entity(key)):
+            at = rng.randrange(len(out) // 3, 2 * len(out) // 3)
+            out.insert(at, record._replace(time=out[at].time))
+    return out
+
+
+def report_of(definitions, settings):
+    """What verification says of all that lies in Redis and in the files."""
+
+    async def run():
+        store = connect(settings.redis)
+        logged = [Logged(each.name, each.feature_set, each.before) for each in definitions.services.values()]
+        partitions = dict.fromkeys(definitions.sources, PARTITIONS)
+        try:
+            views = list(definitions.views.values())
+            return await verify(views, logged, store, settings.data, partitions, merged=True)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def done(pair, tmp_path_factory):
+    tag = secrets.token_hex(4)
+    records = with_erasures(tag, history(tag, 300, shuffled=False))
+    produce(pair.kafka, tag, records)
+    definitions, data = shop(tag), tmp_path_factory.mktemp("done")
+    settings = settings_of(pair, tag, data)
+    worker = work(definitions, settings)
+    return SimpleNamespace(**locals())
+
+
+def test_after_erasures_in_the_middle_of_a_stream_all_equals_a_replay_of_what_is_left(done):
+    report = report_of(done.definitions, done.settings)
+    assert (report.missing, report.examples) == ([], [])
+    assert (report.parity_mismatched, report.mirror_mismatched, report.logged_features_mismatched) == (0, 0, 0)
+    assert report.parity_compared > 150
+    assert report.mirror_compared > 3_000
+    assert report.logged_features_compared > 3_000
+
+
+def ends_of(records, topic):
+    """By partition and entity the offset of its last erasure on a topic."""
+    offsets, ends = dict.fromkeys(range(PARTITIONS), 0), {}
+    for record in records:
+        if record.topic == topic:
+            if record.headers is not None:
+                ends[record.partition, record.headers["onceflow-forget"], record.key] = offsets[record.partition]
+            offsets[record.partition] += 1
+    return ends
+
+
+def key_below(done, frame, topic, entity, columns):
+    """Rows that name an entity by these columns before its last erasure on the topic."""
+    found = []
+    for (partition, name, key), end in ends_of(done.records, topic).items():
+        if name == entity:
+            rows = frame.filter((pl.col("_partition") == partition) & (pl.col("_offset") < end))
+            found += [row for row in rows.select(*columns).iter_rows() if None not in row and encode_entity(row) == key]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("topic", "entity", "column"),
+    [("clicks", "user", "user"), ("clicks", "shelf", "page"), ("orders", "user", "user"), ("orders", "shop", "shop")],
+)
+def test_no_file_names_the_entity_before_its_erasure_and_all_else_is_there(done, topic, entity, column):
+    name = f"{topic}-{done.tag}"
+    archive = table(done.data / "events" / name)
+    assert key_below(done, archive, name, entity, [column]) == []
+    good = pl.concat([frame for (at, _), frame in logs(done.definitions, done.records)[0].items() if at == name])
+    assert key_below(done, good, name, entity, [column]) != []
+    rest = [each for each in done.definitions.sources[name].schema if each not in ("user", "page", "shop")]
+    assert archive.select("_partition", "_offset", *rest).equals(good.select("_partition", "_offset", *rest))
+    for view in done.definitions.views.values():
+        if (view.source.name, view.entity.name) == (name, entity):
+            rows = table(done.data / "features" / view.name)
+            assert key_below(done, rows, name, entity, view.entity.keys) == []
+            assert len(rows) > 200
+
+
+def test_a_state_holds_what_came_after_the_erasure_and_is_gone_where_nothing_came(done):
+    found = stored(done.pair.redis_url, done.tag)
+    for view in done.definitions.views.values():
+        for (partition, name, key), end in ends_of(done.records, view.source.name).items():
+            if name == view.entity.name:
+                good = logs(done.definitions, done.records)[0][view.source.name, partition]
+                after = good.filter(pl.col("_offset") > end)
+                alive = key in entity_codes(after, view.entity.keys)[1]
+                assert (key in blobs(found, view, partition)) == alive
+    assert messages(done.pair.kafka, f"clicks-{done.tag}.dlq") == []
+
+
+def test_erasures_that_name_nobody_whom_the_topic_knows_go_to_the_dlq_and_the_stream_goes_on(pair, tmp_path):
+    tag = secrets.token_hex(4)
+    good = history(tag, 30, shuffled=False)
+    forged = [
+        *erasures(tag, ["clicks"], good[-1].time, "who", b"su7"),
+        *erasures(tag, ["clicks"], good[-1].time, "user", b"u7"),
+        *erasures(tag, ["orders"], good[-1].time, "user", b"i7"),
+    ]
+    produce(pair.kafka, tag, [*good, *forged])
+    settings = settings_of(pair, tag, tmp_path)
+    worker = work(shop(tag), settings)
+    assert worker.stats.rejected == {"erasure": len(forged)}
+    for topic, count in (("clicks", 4), ("orders", 2)):
+        refused = messages(pair.kafka, f"{topic}-{tag}.dlq")
+        assert [each.headers["error"] for each in refused] == [b"erasure"] * count
+        assert {each.value for each in refused} == {None}
+    assert report_of(shop(tag), settings).good
+    assert not list(tmp_path.rglob("forgotten.json"))
+
+
+def test_an_entity_erased_later_leaves_files_that_were_complete_by_then(pair, tmp_path):
+    tag = secrets.token_hex(4)
+    good, definitions = history(tag, 120, shuffled=False), shop(tag)
+    produce(pair.kafka, tag, good)
+    settings = settings_of(pair, tag, tmp_path, grid=64)
+    work(definitions, settings)
+    produce(pair.kafka, tag, erasures(tag, ["clicks", "orders"], good[-1].time, "user", b"su7"))
+    work(definitions, settings)
+    report = report_of(definitions, settings)
+    assert report.good, report
+    for topic in ("clicks", "orders"):
+        assert "u7" not in set(table(tmp_path / "events" / f"{topic}-{tag}")["user"])
+    for view in definitions.views.values():
+        if view.entity.name == "user":
+            assert "u7" not in set(table(tmp_path / "features" / view.name)["user"])
+            assert not any(b"su7" in blobs(stored(pair.redis_url, tag), view, p) for p in range(PARTITIONS))
