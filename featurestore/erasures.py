@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -51,13 +52,18 @@ def entities_of(
     return {entity.name: entity.keys for entity in found}
 
 
-def masked_columns(
-    source: Source, entity: str, views: Iterable[View], reads: Iterable[tuple[View, str]] = ()
-) -> tuple[str, ...]:
-    """The columns of a topic's archive that must not name an erased entity any more.
+class Naming(NamedTuple):
+    """Columns of a topic's records that name an entity: those that an erasure masks in the archive, and the others."""
 
-    They are its key columns, or what these are derived of; but not what views of other entities need of the events,
-    as keys or as values: what those know of it must come out of a replay too.
+    masked: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def naming(source: Source, entity: str, views: Iterable[View], reads: Iterable[tuple[View, str]] = ()) -> Naming:
+    """The columns that name an entity: its key columns, or what these are derived of.
+
+    What views of other entities need of the events, as keys or as values, is kept: what those know must come out of a
+    replay too.
     """
     views = [view for view in views if view.source.name == source.name]
     told = [(view.entity, compiled(view).columns) for view in views]
@@ -65,7 +71,8 @@ def masked_columns(
     mine = {name for own, _ in told if own.name == entity for name in own.keys}
     others = {name for own, columns in told if own.name != entity for name in (*own.keys, *columns)}
     needed = _stored(source, others) | {source.event_time}
-    return tuple(sorted(_stored(source, mine) - needed))
+    columns = sorted(_stored(source, mine))
+    return Naming(*(tuple(each for each in columns if (each in needed) is kept) for kept in (False, True)))
 
 
 def _stored(source: Source, columns: Iterable[str]) -> set[str]:

@@ -194,6 +194,12 @@ class RedisStore:
                 raise wrong_format(view_key, topic, partition, (written or b"").decode())
         return [_position(upto, clock) for _, upto, clock in replies]
 
+    async def erase(self, view_key: str, topic: str, partition: int, entities: Sequence[bytes]) -> int:
+        """Delete states, whoever owns them (see `OnlineStore`)."""
+        keys = [key_prefix(topic, partition, view_key) + entity for entity in entities]
+        replies = await self._run([Routed(key, resp.command("UNLINK", key)) for key in keys])
+        return sum(map(int, replies))
+
     async def drop(self, view_key: str, topic: str, partition: int) -> None:
         """Delete every state and the position (see `OnlineStore`)."""
         position = position_key(topic, partition, view_key)

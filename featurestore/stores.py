@@ -111,6 +111,10 @@ class OnlineStore(Protocol):
         """Positions on partitions 0 up to `partitions`; raises `FormatError` as `claim` does."""
         ...
 
+    async def erase(self, view_key: str, topic: str, partition: int, entities: Sequence[bytes]) -> int:
+        """Delete states of a view that nobody folds any more; returns how many there were."""
+        ...
+
     async def drop(self, view_key: str, topic: str, partition: int) -> None:
         """Delete every state and the position; its owner is fenced first. Cut short, it must be run again."""
         ...

@@ -11,7 +11,7 @@ import polars as pl
 
 from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
-from featurestore.erasures import Entities, entities_of, masked_columns
+from featurestore.erasures import Entities, entities_of, naming
 from featurestore.flow import Read
 from featurestore.forgotten import Forgotten, remember
 from featurestore.offline import GridWriter
@@ -30,7 +30,7 @@ class Forgetting:
         read = [(each.view, each.topic) for each in reads]
         self.entities: dict[str, Entities] = {name: entities_of(name, views, read) for name in sources}
         self._masked = {
-            (name, entity): masked_columns(source, entity, views, read)
+            (name, entity): naming(source, entity, views, read).masked
             for name, source in sources.items()
             for entity in self.entities[name]
         }

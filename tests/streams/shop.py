@@ -17,6 +17,7 @@ from river import linear_model, preprocessing
 from featurestore import Count, Entity, Last, Max, Mean, Source, Std, Sum, col, derived, one_hot, view
 from featurestore.expressions import TYPES
 from featurestore.frames import META, with_derived
+from featurestore.keys import encode_entity
 from learner import Label, Service
 from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
@@ -130,6 +131,25 @@ def erasures(tag, topics, time, entity, key, *, partitions=PARTITIONS):
     names = [f"{topic}-{tag}" for topic in topics]
     headers = {"onceflow-forget": entity}
     return [Log(name, p, time, None, None, None, key, headers) for name in names for p in range(partitions)]
+
+
+ERASED = [
+    (["clicks", "orders"], "user", ("u7",)),
+    (["clicks"], "shelf", ("p3",)),
+    (["orders"], "shop", ("s2",)),
+    (["clicks", "orders"], "user", ("u8",)),
+    (["clicks", "orders"], "user", ("nobody",)),
+]
+
+
+def with_erasures(tag, records, seed=0):
+    """The records with erasures spread over them, one of them given twice."""
+    rng, out = random.Random(seed), list(records)
+    for topics, entity, key in [*ERASED, ERASED[0]]:
+        for record in erasures(tag, topics, 0, entity, encode_entity(key)):
+            at = rng.randrange(len(out) // 3, 2 * len(out) // 3)
+            out.insert(at, record._replace(time=out[at].time))
+    return out
 
 
 def hash_of(text):

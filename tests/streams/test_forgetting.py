@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
 from types import SimpleNamespace
 
@@ -12,29 +11,13 @@ import pytest
 
 from batch.logged import Logged
 from batch.verify import verify
+from featurestore.errors import UnavailableError
 from featurestore.frames import entity_codes
 from featurestore.keys import encode_entity
 from featurestore.online import connect
-from tests.streams.shop import PARTITIONS, erasures, history, logs, produce, shop
+from onceflow.runtime import build_worker, run_worker
+from tests.streams.shop import PARTITIONS, erasures, history, logs, produce, shop, with_erasures
 from tests.streams.working import blobs, messages, settings_of, stored, table, work
-
-ERASED = [
-    (["clicks", "orders"], "user", ("u7",)),
-    (["clicks"], "shelf", ("p3",)),
-    (["orders"], "shop", ("s2",)),
-    (["clicks", "orders"], "user", ("u8",)),
-    (["clicks", "orders"], "user", ("nobody",)),
-]
-
-
-def with_erasures(tag, records, seed=0):
-    """The records with erasures spread over them, one of them given twice."""
-    rng, out = random.Random(seed), list(records)
-    for topics, entity, key in [*ERASED, ERASED[0]]:
-        for record in erasures(tag, topics, 0, entity, encode_entity(key)):
-            at = rng.randrange(len(out) // 3, 2 * len(out) // 3)
-            out.insert(at, record._replace(time=out[at].time))
-    return out
 
 
 def report_of(definitions, settings):
@@ -161,3 +144,37 @@ def test_an_entity_erased_later_leaves_files_that_were_complete_by_then(pair, tm
         if view.entity.name == "user":
             assert "u7" not in set(table(tmp_path / "features" / view.name)["user"])
             assert not any(b"su7" in blobs(stored(pair.redis_url, tag), view, p) for p in range(PARTITIONS))
+
+
+class Dying:
+    """A store that fails, once, where a commit erases a state."""
+
+    def __init__(self, store):
+        self.store, self.alive = store, True
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    async def commit(self, commits):
+        if self.alive and any(commit.erased for commit in commits):
+            self.alive = False
+            raise UnavailableError("out of order")
+        await self.store.commit(commits)
+
+
+def test_who_dies_between_writing_an_erasure_down_and_storing_it_leaves_it_to_the_next(pair, tmp_path):
+    tag = secrets.token_hex(4)
+    records, definitions = with_erasures(tag, history(tag, 100, shuffled=False)), shop(tag)
+    produce(pair.kafka, tag, records)
+    settings = settings_of(pair, tag, tmp_path, chunk=50, grid=64)
+    for _ in range(3):
+        worker = build_worker(definitions, settings, until_end=True)
+        worker.store = Dying(worker.store)
+        with pytest.raises(UnavailableError):
+            run_worker(worker, settings)
+        assert list(tmp_path.rglob("forgotten.json"))
+        report = report_of(definitions, settings)
+        assert (report.parity_mismatched, report.mirror_mismatched) == (0, 0), report
+    work(definitions, settings)
+    report = report_of(definitions, settings)
+    assert (report.good, report.skipped > 0) == (True, True), report
