@@ -20,7 +20,7 @@ from batch.events import chunks, last_offsets, logs_of
 from batch.logged import Logged, verify_service
 from featurestore.definitions import View
 from featurestore.flow import Flow
-from featurestore.forgotten import without_rows
+from featurestore.forgotten import erased_from, without_rows
 from featurestore.frames import empty_frame
 from featurestore.offline import read_table
 from featurestore.sources import Source
@@ -95,7 +95,8 @@ async def _verify_view(view: View, archive: Archive, store: OnlineStore, data: P
     rows = without_rows(view, rows, archive.forgotten)
     for partition, end in upto.items():
         _compare_clock(view, partition, flow, before[partition], report)
-        _compare_states(view, partition, flow, stored[partition], _leaving(view, archive, partition, end), run)
+        leaving = set(erased_from(view, archive.forgotten.get(partition, ()), end))
+        _compare_states(view, partition, flow, stored[partition], leaving, run)
     if data is not None:
         mirror = _mirror(view, data)
         ends = upto if report.merged else _reached(upto, mirror)
@@ -103,12 +104,6 @@ async def _verify_view(view: View, archive: Archive, store: OnlineStore, data: P
             _compare_rows(f"features/{view.name}", below(rows, ends), below(mirror, ends), report)
         else:
             report.skip(len(mirror), f"mirrored rows of {view.name}: they depend on how partitions interleaved")
-
-
-def _leaving(view: View, archive: Archive, partition: int, end: int) -> set[bytes]:
-    """The entities whose erasure is written down, but lies behind what the store holds: a worker died in between."""
-    mine = [each for each in archive.forgotten.get(partition, ()) if each.entity == view.entity.name]
-    return {each.key.encode() for each in mine if each.offset >= end > 0}
 
 
 def _upto(view: View, archive: Archive, positions: Sequence[Position | None], report: Report) -> dict[int, int]:

@@ -188,6 +188,12 @@ def may_have_known(view: View, events: pl.DataFrame, forgotten: Mapping[int, Seq
     return found
 
 
+def erased_from(view: View, forgotten: Sequence[Forgotten], offset: int) -> list[bytes]:
+    """The entities of which a view that stands at an offset of the partition still has what is forgotten by now."""
+    mine = [each for each in forgotten if each.entity == view.entity.name]
+    return [each.key.encode() for each in mine if each.offset >= offset]
+
+
 def without_rows(view: View, rows: pl.DataFrame, forgotten: Mapping[int, Sequence[Forgotten]]) -> pl.DataFrame:
     """Rows of a view's mirror without those of erased entities."""
     found = _found(rows, view, forgotten, seen=not view.keyed)
