@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 import secrets
 from types import SimpleNamespace
 
@@ -11,12 +13,15 @@ import pytest
 
 from batch.logged import Logged
 from batch.verify import verify
+from featurestore import Count, Distinct, Entity, Source, TopK, view
 from featurestore.errors import UnavailableError
 from featurestore.frames import entity_codes
 from featurestore.keys import encode_entity
 from featurestore.online import connect
+from onceflow.modules import Definitions
+from onceflow.produce import ensure_topics
 from onceflow.runtime import build_worker, run_worker
-from tests.streams.shop import PARTITIONS, erasures, history, logs, produce, shop, with_erasures
+from tests.streams.shop import PARTITIONS, SECOND, START, Log, erasures, history, logs, produce, shop, with_erasures
 from tests.streams.working import blobs, messages, settings_of, stored, table, work
 
 
@@ -89,22 +94,22 @@ def test_no_file_names_the_entity_before_its_erasure_and_all_else_is_there(done,
     assert key_below(done, good, name, entity, [column]) != []
     rest = [each for each in done.definitions.sources[name].schema if each not in ("user", "page", "shop")]
     assert archive.select("_partition", "_offset", *rest).equals(good.select("_partition", "_offset", *rest))
-    for view in done.definitions.views.values():
-        if (view.source.name, view.entity.name) == (name, entity):
-            rows = table(done.data / "features" / view.name)
-            assert key_below(done, rows, name, entity, view.entity.keys) == []
+    for made in done.definitions.views.values():
+        if (made.source.name, made.entity.name) == (name, entity):
+            rows = table(done.data / "features" / made.name)
+            assert key_below(done, rows, name, entity, made.entity.keys) == []
             assert len(rows) > 200
 
 
 def test_a_state_holds_what_came_after_the_erasure_and_is_gone_where_nothing_came(done):
     found = stored(done.pair.redis_url, done.tag)
-    for view in done.definitions.views.values():
-        for (partition, name, key), end in ends_of(done.records, view.source.name).items():
-            if name == view.entity.name:
-                good = logs(done.definitions, done.records)[0][view.source.name, partition]
+    for made in done.definitions.views.values():
+        for (partition, name, key), end in ends_of(done.records, made.source.name).items():
+            if name == made.entity.name:
+                good = logs(done.definitions, done.records)[0][made.source.name, partition]
                 after = good.filter(pl.col("_offset") > end)
-                alive = key in entity_codes(after, view.entity.keys)[1]
-                assert (key in blobs(found, view, partition)) == alive
+                alive = key in entity_codes(after, made.entity.keys)[1]
+                assert (key in blobs(found, made, partition)) == alive
     assert messages(done.pair.kafka, f"clicks-{done.tag}.dlq") == []
 
 
@@ -140,10 +145,10 @@ def test_an_entity_erased_later_leaves_files_that_were_complete_by_then(pair, tm
     assert report.good, report
     for topic in ("clicks", "orders"):
         assert "u7" not in set(table(tmp_path / "events" / f"{topic}-{tag}")["user"])
-    for view in definitions.views.values():
-        if view.entity.name == "user":
-            assert "u7" not in set(table(tmp_path / "features" / view.name)["user"])
-            assert not any(b"su7" in blobs(stored(pair.redis_url, tag), view, p) for p in range(PARTITIONS))
+    for made in definitions.views.values():
+        if made.entity.name == "user":
+            assert "u7" not in set(table(tmp_path / "features" / made.name)["user"])
+            assert not any(b"su7" in blobs(stored(pair.redis_url, tag), made, p) for p in range(PARTITIONS))
 
 
 class Dying:
@@ -178,3 +183,49 @@ def test_who_dies_between_writing_an_erasure_down_and_storing_it_leaves_it_to_th
     work(definitions, settings)
     report = report_of(definitions, settings)
     assert (report.good, report.skipped > 0) == (True, True), report
+
+
+KEYS = {"line": ["city", "line"], "city": ["city"], "person": ["who"], "stop": ["line", "who"]}
+
+
+def rides(tag):
+    """Views by one column, by two, and by another that a view reads as a value."""
+    schema = {"city": str, "line": int, "who": str, "at": "timestamp[ms]"}
+    source = Source(f"rides-{tag}", schema=schema, event_time="at", key="city")
+
+    def made(name, **features):
+        members = {"n": Count(), **features}
+        entity = Entity(name, key=KEYS[name])
+        return view(entity=entity, source=source, windows=["1h"])(type(f"{name}{tag}", (), members))
+
+    views = [made("line"), made("city", people=Distinct("who"), most=TopK("who", k=1)), made("person"), made("stop")]
+    return Definitions({source.name: source}, {each.name: each for each in views}, {})
+
+
+@pytest.mark.parametrize(
+    ("entity", "key"), [("line", ("Oslo", 2)), ("stop", (2, "Ann")), ("city", ("Oslo",)), ("person", ("Ann",))]
+)
+def test_what_other_views_read_stays_in_the_archive_and_the_erased_entity_does_not_see_it(
+    embedded_pair, tmp_path, entity, key
+):
+    tag, rng = secrets.token_hex(4), random.Random(3)
+    definitions, records = rides(tag), []
+    for i in range(300):
+        at = START + i * SECOND
+        event = {"city": rng.choice(["Oslo", "Rome"]), "line": rng.randrange(4), "at": at}
+        event["who"] = rng.choice(["Ann", "Bob", None])
+        records.append(Log(f"rides-{tag}", rng.randrange(PARTITIONS), at, json.dumps(event).encode(), event))
+        if i in (150, 160):
+            records += erasures(tag, ["rides"], at, entity, encode_entity(key))
+    ensure_topics(embedded_pair.kafka, {f"rides-{tag}": PARTITIONS})
+    produce(embedded_pair.kafka, tag, records)
+    settings = settings_of(embedded_pair, tag, tmp_path, grid=32)
+    work(definitions, settings)
+    report = report_of(definitions, settings)
+    assert (report.good, report.examples) == (True, [])
+    assert report.mirror_compared > 600
+    archive = table(tmp_path / "events" / f"rides-{tag}")
+    assert archive.select(pl.col("city", "line", "who").is_null().sum()).row(0) == (0, 0, archive["who"].null_count())
+    assert key_below(SimpleNamespace(records=records), archive, f"rides-{tag}", entity, KEYS[entity]) != []
+    own = table(tmp_path / "features" / f"{entity}{tag}")
+    assert key_below(SimpleNamespace(records=records), own, f"rides-{tag}", entity, KEYS[entity]) == []
