@@ -6,11 +6,13 @@ import asyncio
 import json
 import random
 import secrets
+import time
 from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
+import streams.worker
 from batch.logged import Logged
 from batch.verify import verify
 from featurestore import Count, Distinct, Entity, Source, TopK, view
@@ -22,6 +24,7 @@ from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
 from onceflow.runtime import build_worker, run_worker
 from tests.streams.shop import PARTITIONS, SECOND, START, Log, erasures, history, logs, produce, shop, with_erasures
+from tests.streams.test_worker import beside
 from tests.streams.working import blobs, messages, settings_of, stored, table, work
 
 
@@ -229,3 +232,31 @@ def test_what_other_views_read_stays_in_the_archive_and_the_erased_entity_does_n
     assert key_below(SimpleNamespace(records=records), archive, f"rides-{tag}", entity, KEYS[entity]) != []
     own = table(tmp_path / "features" / f"{entity}{tag}")
     assert key_below(SimpleNamespace(records=records), own, f"rides-{tag}", entity, KEYS[entity]) == []
+
+
+def test_live_files_and_states_follow_an_erasure_while_the_worker_runs(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams.worker, "FLUSH_SECONDS", 0.1)
+    tag = secrets.token_hex(4)
+    now, definitions = time.time_ns() // 1_000_000, shop(tag)
+    settings = settings_of(pair, tag, tmp_path, mode="live", grid=16)
+    clicks = [{"user": f"u{i % 3}", "page": "p", "ms": 1.0, "at": now + i} for i in range(100)]
+    lasting = [Log(f"clicks-{tag}", 0, now, json.dumps(event).encode(), event) for event in clicks]
+    produce(pair.kafka, tag, lasting)
+    [own] = [made for made in definitions.views.values() if made.source.name == f"clicks-{tag}" and made.keyed]
+    worker = build_worker(definitions, settings)
+
+    def users():
+        folders = (tmp_path / "events" / f"clicks-{tag}", tmp_path / "features" / own.name)
+        return [set(table(each)["user"]) if any(each.rglob("*.parquet")) else set() for each in folders]
+
+    def states():
+        return {entity for p in range(PARTITIONS) for entity in blobs(stored(pair.redis_url, tag), own, p)}
+
+    def done():
+        if states() == {b"su0", b"su1", b"su2"} and all(found == {"u0", "u1", "u2"} for found in users()):
+            produce(pair.kafka, tag, erasures(tag, ["clicks"], now, "user", b"su1"))
+        return states() == {b"su0", b"su2"} and not any("u1" in found for found in users())
+
+    asyncio.run(beside(worker, settings, done, seconds=60))
+    assert states() == {b"su0", b"su2"}
+    assert users() == [{"u0", "u2", None}, {"u0", "u2"}]
