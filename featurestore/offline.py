@@ -62,8 +62,8 @@ class GridWriter:
     `next` is the first offset not yet taken; after a restart, the first that is not on disk. `feed` is the offset at
     which to go on reading the feed; None means from its beginning, which is always safe.
 
-    `revision` is given what a file is to hold and returns what it may hold. It may come to know more: see `renew` and
-    `sweep`.
+    `revision` is given what a file is to hold and returns what it may hold. It may come to know more: a flush
+    takes that up, and `sweep`.
 
     Raises `FormatError` when the last file cannot be read or was written with another `size`.
     """
@@ -90,7 +90,6 @@ class GridWriter:
         self._begun = False
         self._recover()
         self._saved = self.next
-        self.renew()
 
     def append(self, table: pa.Table, next: int, feed: int | None = None, *, start: int | None = None) -> None:  # noqa: A002
         """Take the rows of source offsets below `next`; every grid cell that this completes is written at once.
@@ -123,19 +122,12 @@ class GridWriter:
 
     def flush(self) -> None:
         """Write all that was taken: the open cell under its final name, with the position in the feed."""
+        self._renew()
         if self.next == self._saved:
             return
         if self.next % self._size or self.feed is not None:
             self._rows = [self._write(self.next // self._size, self._rows, self.next, self.feed)]
         self._saved = self.next
-
-    def renew(self) -> None:
-        """Let the next flush write the open cell again, should the revision change it now."""
-        if self._revision is not None and self._rows and self.next % self._size:
-            rows = _joined(self._rows, self._folder)
-            revised = self._revision(rows)
-            if revised is not rows:
-                self._rows, self._saved = [revised], -1
 
     def sweep(self) -> None:
         """Rewrite the complete files that the revision changes, unless that was done since it came to know more.
@@ -156,6 +148,14 @@ class GridWriter:
                     publish(path, _encoded(revised.combine_chunks(), footer, self._compression))
         publish(mark, b"%d" % version)
 
+    def _renew(self) -> None:
+        """Have the open cell written again, should the revision change it now."""
+        if self._revision is not None and self._revision.version and self._rows and self.next % self._size:
+            rows = _joined(self._rows, self._folder)
+            revised = self._revision(rows)
+            if revised is not rows:
+                self._rows, self._saved = [revised], -1
+
     def _take(self, rows: pa.Table, offsets: np.ndarray[Any, np.dtype[np.int64]], upto: int) -> None:
         done = 0
         cell = self.next // self._size
@@ -169,7 +169,7 @@ class GridWriter:
 
     def _write(self, cell: int, rows: Sequence[pa.Table], upto: int, feed: int | None) -> pa.Table:
         """Write a cell and return its rows as one table."""
-        path = self._folder / f"{cell:012d}.parquet"
+        path = cell_path(self._folder, cell)
         table = _joined(rows, path)
         # One chunk a column: the writer starts a new page at every chunk.
         table = (table if self._revision is None else self._revision(table)).combine_chunks()
@@ -199,6 +199,11 @@ class GridWriter:
         rows = pq.ParquetFile(last).read() if self.next % self._size else schema.empty_table()
         self._rows = [_plain(rows)]
         self.feed = footer.feed
+
+
+def cell_path(folder: Path, cell: int) -> Path:
+    """The file of a cell of the grid in a partition's folder."""
+    return folder / f"{cell:012d}.parquet"
 
 
 def read_table(directory: Path, columns: Sequence[str] | None = None, filters: ds.Expression | None = None) -> pa.Table:

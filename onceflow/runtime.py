@@ -13,7 +13,7 @@ from functools import partial
 from featurestore import UnavailableError, View
 from featurestore.confluent import Schemas
 from featurestore.errors import ConfigError
-from featurestore.forgotten import mirror_revision
+from featurestore.forgotten import mirror_revision, prediction_revision
 from featurestore.online import connect
 from featurestore.schema_registry import SchemaRegistry
 from learner.store import ModelStore
@@ -94,9 +94,13 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
         decode = predictions_decoder(service.inputs)
         grid = service.on.grid(settings.grid)
         feeds[prediction_topic(service.name)] = (f"predictions/{service.name}", decode, grid)
-    revisions = {
-        feature_topic(view): partial(mirror_revision, settings.data / "events", view) for view in views_of(definitions)
-    }
+    events = settings.data / "events"
+    revisions = {feature_topic(view): partial(mirror_revision, events, view) for view in views_of(definitions)}
+    for service in definitions.services.values():
+        grid = service.on.grid(settings.grid)
+        revisions[prediction_topic(service.name)] = partial(
+            prediction_revision, events, service.on, service.views, grid
+        )
     return Mirror(settings.data, feeds, revisions), list(feeds)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +16,6 @@ from featurestore.flow import Read
 from featurestore.forgotten import Forgotten, remember
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
-from streams.mirror import Mirror
 
 Notes = Mapping[Partition, Sequence[Forgotten]]
 
@@ -47,20 +46,15 @@ class Forgetting:
         """Take a partition on at an offset."""
         self._reached[place] = offset
 
-    async def remember(self, chunk: Chunk, archives: Iterable[GridWriter], mirror: Mirror | None) -> None:
-        """Write the erasures of the next chunk down, and let the files that are being written follow.
+    async def remember(self, chunk: Chunk) -> None:
+        """Write the erasures of the next chunk down.
 
         It comes before anything else of the chunk is stored: who finds a state erased finds that written down.
         """
         notes = self.notes(chunk)
-        if not notes or self._events is None:
-            return
-        for (topic, number), mine in notes.items():
-            await asyncio.to_thread(remember, self._events / topic / f"partition={number}", mine)
-        for archive in archives:
-            archive.renew()
-        if mirror is not None:
-            await mirror.renew()
+        if self._events is not None:
+            for (topic, number), mine in notes.items():
+                await asyncio.to_thread(remember, self._events / topic / f"partition={number}", mine)
 
     async def sweep(self, writers: Sequence[GridWriter], *, wait: bool) -> None:
         """Begin to rewrite the complete files of erased entities, unless that is under way; maybe `wait` for it."""
@@ -76,18 +70,17 @@ class Forgetting:
         """What is to be remembered of the next chunk's erasures, by partition.
 
         Until all partitions have come to its erasures, rows made of an entity may hold what another partition still
-        knew. So each erasure says of all partitions how far they had come then.
+        knew, and predictions what another topic did. So each erasure says of all partitions how far they had come then.
         """
         notes: dict[Partition, list[Forgotten]] = defaultdict(list)
         for step, erasure in chunk.erasures:
-            own = (erasure.topic, erasure.partition)
             for place, upto in self._upto(chunk, step).items():
                 if (columns := self.entities[place[0]].get(erasure.entity)) is not None:
                     masked = self._masked[place[0], erasure.entity]
-                    offset = erasure.offset if place == own else 0
-                    notes[place].append(
-                        Forgotten(erasure.entity, erasure.key.decode(), columns, masked, offset, max(offset, upto))
-                    )
+                    offset = erasure.offset if place == (erasure.topic, erasure.partition) else 0
+                    shown = upto if place[0] == erasure.topic else 0
+                    note = Forgotten(erasure.entity, erasure.key.decode(), columns, masked, offset, shown, upto)
+                    notes[place].append(note)
         self._reached |= {place: end for place, (_, end) in chunk.spans.items()}
         return notes
 

@@ -91,12 +91,6 @@ class Mirror:
             for writer in self._writers.values():
                 await asyncio.to_thread(writer.flush)
 
-    async def renew(self) -> None:
-        """Let what is not in complete files yet be written as the revisions now have it."""
-        async with self._lock:
-            for writer in self._writers.values():
-                writer.renew()
-
     @property
     def writers(self) -> list[GridWriter]:
         """The writers of all partitions that there are now."""

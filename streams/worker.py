@@ -358,7 +358,7 @@ class Worker:
             await task
 
     async def _store(self, turn: Turn) -> None:
-        await self._forgetting.remember(turn.chunk, self._archives, self.mirror)
+        await self._forgetting.remember(turn.chunk)
         with self._work.timed("send"):
             messages, self._refused = [*self._refused, *turn.messages], []
             if messages:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from featurestore.forgotten import (
     masked_events,
     may_have_known,
     mirror_revision,
+    prediction_revision,
     remember,
     without_rows,
 )
@@ -58,9 +60,13 @@ def test_what_is_written_down_grows_and_is_told_by_a_version(tmp_path):
     assert known(tmp_path / "new") == (2, [A, B])
     remember(tmp_path / "new", [B, A])
     assert known(tmp_path / "new").version == 2
-    later = Forgotten("key", "sa", ("k",), (), 0, 40)
-    remember(tmp_path / "new", [later])
-    assert known(tmp_path / "new").entries[0] == Forgotten("key", "sa", ("k",), (), 12, 40)
+    remember(
+        tmp_path / "new", [Forgotten("key", "sa", ("k",), (), 0, 40), Forgotten("key", "sa", ("k",), (), 0, 0, 50)]
+    )
+    found = known(tmp_path / "new").entries[0]
+    assert found == Forgotten("key", "sa", ("k",), (), 12, 40, 50)
+    assert [found.below(what) for what in ("events", "rows", "predictions")] == [12, 40, 50]
+    assert [B.below(what) for what in ("events", "rows", "predictions")] == [25, 25, 25]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +139,6 @@ def test_the_open_file_follows_with_the_next_flush(tmp_path):
     writer = archive_of(tmp_path)
     late = Forgotten("key", "sa", ("k",), ("k",), 34, 34)
     remember(folder_of(tmp_path), [late])
-    writer.renew()
     writer.flush()
     assert "a" not in set(table(tmp_path / "events" / SOURCE.name).filter(pl.col("_offset") >= 30)["k"])
     again = archive_of(tmp_path)
@@ -152,6 +157,24 @@ def test_a_mirror_loses_rows_by_the_erasure_or_where_partitions_are_merged_by_wh
     other = mirror_revision(tmp_path / "events", VIEW, 1)
     assert other(rows) is rows
     assert without_rows(VIEW, pl.DataFrame(rows), {}).equals(pl.DataFrame(rows))
+
+
+def test_predictions_are_gone_where_the_archive_says_whose_event_it_was(tmp_path):
+    writer = archive_of(tmp_path)
+    predictions = pa.table({"_offset": pa.array(range(0, 35, 2), pa.int64())})
+
+    def left(*views):
+        revised = prediction_revision(tmp_path / "events", SOURCE, views, SIZE, 0)(predictions)
+        return predictions["_offset"].to_pylist() if revised is predictions else revised["_offset"].to_pylist()
+
+    assert left(VIEW) == list(range(0, 35, 2))
+    remember(folder_of(tmp_path), [Forgotten("key", "sa", ("k",), ("k",), 12, 12, 20)])
+    wanted = [offset for offset in range(0, 35, 2) if offset >= 20 or offset % 3]
+    assert left(VIEW) == wanted
+    writer.sweep()
+    writer.flush()
+    assert left(VIEW) == wanted
+    assert left() == left(made({"n": Count()}, entity=Entity("other", key="s"), windows=["1h"])) != wanted
 
 
 @given(st.lists(st.tuples(st.sampled_from(["x1", "y2", "zz", None]), st.sampled_from("ab")), max_size=30))
