@@ -219,9 +219,11 @@ def _run(
         return state.run(steps, inputs, emit=emit)
     count = len(steps.entity)
     entities = state.number([erasure.key for _, erasure in erasures])
+    by_entity = np.argsort(steps.entity, kind="stable")
+    firsts, ends = (np.searchsorted(steps.entity[by_entity], entities, side) for side in ("left", "right"))
     cuts: dict[int, list[tuple[int, int]]] = {0: [], count: []}
-    for (at, erasure), entity in zip(erasures, entities.tolist(), strict=True):
-        own = np.flatnonzero(steps.entity == entity)
+    for (at, erasure), entity, first, end in zip(erasures, entities.tolist(), firsts, ends, strict=True):
+        own = by_entity[first:end]
         before = int(np.searchsorted(own, at))
         cut = 0 if not before else count if before == len(own) else at
         cuts.setdefault(cut, []).append((entity, erasure.partition))
@@ -229,8 +231,8 @@ def _run(
     for end in sorted(cuts):
         if end > begin or end == count:
             found.append(state.run(Steps(*(column[begin:end] for column in steps)), inputs, emit=emit))
-        for entity, partition in cuts[end]:
-            state.erase(entity, partition)
+        for erased in cuts[end]:
+            state.erase(*erased)
         begin = end
     return joined(state.plan, found)
 

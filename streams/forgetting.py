@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import polars as pl
+import numpy as np
+from numpy.typing import NDArray
 
 from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
@@ -73,24 +74,34 @@ class Forgetting:
         knew, and predictions what another topic did. So each erasure says of all partitions how far they had come then.
         """
         notes: dict[Partition, list[Forgotten]] = defaultdict(list)
+        last: dict[tuple[str, str, bytes], int] = {}
         for step, erasure in chunk.erasures:
-            for place, upto in self._upto(chunk, step).items():
-                if (columns := self.entities[place[0]].get(erasure.entity)) is not None:
-                    masked = self._masked[place[0], erasure.entity]
-                    offset = erasure.offset if place == (erasure.topic, erasure.partition) else 0
-                    shown = upto if place[0] == erasure.topic else 0
-                    note = Forgotten(erasure.entity, erasure.key.decode(), columns, masked, offset, shown, upto)
-                    notes[place].append(note)
+            last[erasure.topic, erasure.entity, erasure.key] = step
+            place = (erasure.topic, erasure.partition)
+            notes[place].append(self._note(place, erasure.entity, erasure.key, erasure.offset, 0, 0))
+        steps = np.array(list(last.values()), np.int64)
+        for place, uptos in self._upto(chunk, steps).items() if last else ():
+            for (topic, entity, key), upto in zip(last, uptos.tolist(), strict=True):
+                if entity in self.entities[place[0]]:
+                    shown = upto if topic == place[0] else 0
+                    notes[place].append(self._note(place, entity, key, 0, shown, upto))
         self._reached |= {place: end for place, (_, end) in chunk.spans.items()}
         return notes
 
-    def _upto(self, chunk: Chunk, step: int) -> dict[Partition, int]:
-        """By partition the first offset that comes after the step."""
-        upto = self._reached | {place: start for place, (start, _) in chunk.spans.items()}
+    def _note(self, place: Partition, entity: str, key: bytes, offset: int, shown: int, asked: int) -> Forgotten:
+        columns, masked = self.entities[place[0]][entity], self._masked[place[0], entity]
+        return Forgotten(entity, key.decode(), columns, masked, offset, shown, asked)
+
+    def _upto(self, chunk: Chunk, steps: NDArray[np.int64]) -> dict[Partition, NDArray[np.int64]]:
+        """By partition, for each of the steps, the first offset that comes after it."""
+        starts = self._reached | {place: start for place, (start, _) in chunk.spans.items()}
+        upto = {place: np.full(len(steps), start) for place, start in starts.items()}
         for topic, frame in chunk.frames.items():
-            before = frame[: int(frame["_step"].search_sorted(step))]
-            ends = before.group_by("_partition").agg(pl.col("_offset").max() + 1)
-            upto |= {(topic, int(number)): int(end) for number, end in ends.iter_rows()}
+            partitions, offsets, places = (frame[name].to_numpy() for name in ("_partition", "_offset", "_step"))
+            for number in np.unique(partitions).tolist():
+                mine = partitions == number
+                ends = np.append(starts[topic, number], offsets[mine] + 1)
+                upto[topic, number] = ends[np.searchsorted(places[mine], steps)]
         return upto
 
 
