@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -71,10 +72,11 @@ class Forgotten:
 
 
 class Known(NamedTuple):
-    """What is forgotten on a partition, and how often that has changed."""
+    """What is forgotten on a partition, how often that has changed, and the offsets by entity and key."""
 
     version: int = 0
     entries: Sequence[Forgotten] = ()
+    offsets: Mapping[tuple[str, str], int] = MappingProxyType({})
 
 
 def known(folder: Path) -> Known:
@@ -97,7 +99,7 @@ def _read(path: Path, _changed: int, _inode: int) -> Known:
             Forgotten(**{**each, "columns": tuple(each["columns"]), "masked": tuple(each["masked"])})
             for each in said["forgotten"]
         ]
-        return Known(int(said["version"]), entries)
+        return Known(int(said["version"]), entries, {(each.entity, each.key): each.offset for each in entries})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(
             f"{path} cannot be read: it says which entities were erased; restore it, or erase them again"

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
-from featurestore.erasures import Entities, entities_of, naming
+from featurestore.erasures import Entities, Erasure, entities_of, naming
 from featurestore.flow import Read
-from featurestore.forgotten import Forgotten, remember
+from featurestore.forgotten import Forgotten, known, remember
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
 
@@ -34,7 +34,6 @@ class Forgetting:
             for name, source in sources.items()
             for entity in self.entities[name]
         }
-        self._sources = sources
         self._events = events
         self._reached: dict[Partition, int] = {}
         self._sweeping: asyncio.Task[None] | None = None
@@ -50,12 +49,14 @@ class Forgetting:
     async def remember(self, chunk: Chunk) -> None:
         """Write the erasures of the next chunk down.
 
-        It comes before anything else of the chunk is stored: who finds a state erased finds that written down.
+        It comes before anything else of the chunk is stored: who finds a state erased finds that written down. What
+        is noted of other partitions comes first: who finds an erasure finds all that was to be noted of it.
         """
-        notes = self.notes(chunk)
-        if self._events is not None:
-            for (topic, number), mine in notes.items():
-                await asyncio.to_thread(remember, self._events / topic / f"partition={number}", mine)
+        notes = (self._reaches(chunk), self._erasures(chunk)) if chunk.erasures and self._events is not None else ()
+        for by_place in notes:
+            for place, mine in by_place.items():
+                await asyncio.to_thread(remember, self._folder(place), mine)
+        self._reached |= {place: end for place, (_, end) in chunk.spans.items()}
 
     async def sweep(self, writers: Sequence[GridWriter], *, wait: bool) -> None:
         """Begin to rewrite the complete files of erased entities, unless that is under way; maybe `wait` for it."""
@@ -67,26 +68,38 @@ class Forgetting:
             if wait:
                 await self._sweeping
 
-    def notes(self, chunk: Chunk) -> Notes:
-        """What is to be remembered of the next chunk's erasures, by partition.
-
-        Until all partitions have come to its erasures, rows made of an entity may hold what another partition still
-        knew, and predictions what another topic did. So each erasure says of all partitions how far they had come then.
-        """
+    def _erasures(self, chunk: Chunk) -> Notes:
+        """The erasures themselves, by partition."""
         notes: dict[Partition, list[Forgotten]] = defaultdict(list)
-        last: dict[tuple[str, str, bytes], int] = {}
-        for step, erasure in chunk.erasures:
-            last[erasure.topic, erasure.entity, erasure.key] = step
+        for _, erasure in chunk.erasures:
             place = (erasure.topic, erasure.partition)
             notes[place].append(self._note(place, erasure.entity, erasure.key, erasure.offset, 0, 0))
+        return notes
+
+    def _reaches(self, chunk: Chunk) -> Notes:
+        """How far all partitions had come at the erasures.
+
+        Until all partitions have come to its erasures, rows made of an entity may hold what another partition still
+        knew, and predictions what another topic did. An erasure that is written down already, and came again for a
+        view that is new, says nothing of them.
+        """
+        last = {(each.topic, each.entity, each.key): step for step, each in chunk.erasures if not self._is_known(each)}
+        notes: dict[Partition, list[Forgotten]] = defaultdict(list)
         steps = np.array(list(last.values()), np.int64)
         for place, uptos in self._upto(chunk, steps).items() if last else ():
             for (topic, entity, key), upto in zip(last, uptos.tolist(), strict=True):
                 if entity in self.entities[place[0]]:
                     shown = upto if topic == place[0] else 0
                     notes[place].append(self._note(place, entity, key, 0, shown, upto))
-        self._reached |= {place: end for place, (_, end) in chunk.spans.items()}
         return notes
+
+    def _is_known(self, erasure: Erasure) -> bool:
+        offsets = known(self._folder((erasure.topic, erasure.partition))).offsets
+        return offsets.get((erasure.entity, erasure.key.decode()), -1) >= erasure.offset
+
+    def _folder(self, place: Partition) -> Path:
+        assert self._events is not None
+        return self._events / place[0] / f"partition={place[1]}"
 
     def _note(self, place: Partition, entity: str, key: bytes, offset: int, shown: int, asked: int) -> Forgotten:
         columns, masked = self.entities[place[0]][entity], self._masked[place[0], entity]

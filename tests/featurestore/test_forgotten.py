@@ -53,11 +53,11 @@ def folder_of(path):
 
 
 def test_what_is_written_down_grows_and_is_told_by_a_version(tmp_path):
-    assert known(tmp_path) == (0, ())
+    assert known(tmp_path) == (0, (), {})
     remember(tmp_path / "new", [A])
-    assert known(tmp_path / "new") == (1, [A])
+    assert known(tmp_path / "new") == (1, [A], {("key", "sa"): 12})
     remember(tmp_path / "new", [A, B])
-    assert known(tmp_path / "new") == (2, [A, B])
+    assert known(tmp_path / "new") == (2, [A, B], {("key", "sa"): 12, ("key", "sb"): 25})
     remember(tmp_path / "new", [B, A])
     assert known(tmp_path / "new").version == 2
     remember(

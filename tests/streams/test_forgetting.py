@@ -262,6 +262,31 @@ def test_what_is_erased_from_one_topic_stays_in_another(embedded_pair, tmp_path)
     assert (table(tmp_path / "features" / own.name)["user"] == "u7").sum() == orders.count("u7") > 0
 
 
+def test_a_view_that_begins_anew_comes_to_old_erasures_and_nothing_else_is_lost(embedded_pair, tmp_path):
+    tag = secrets.token_hex(4)
+    records, definitions = with_erasures(tag, history(tag, 100, shuffled=False)), shop(tag)
+    produce(embedded_pair.kafka, tag, records)
+    settings = settings_of(embedded_pair, tag, tmp_path, chunk=50)
+    work(definitions, settings)
+    folders = [f"features/{name}" for name in definitions.views]
+    folders += [f"predictions/{name}" for name in definitions.services]
+    before = [table(tmp_path / folder) for folder in folders]
+    found = stored(embedded_pair.redis_url, tag)
+
+    async def drop():
+        store = connect(settings.redis)
+        for made in definitions.views.values():
+            if made.source.name == f"clicks-{tag}":
+                for p in range(PARTITIONS):
+                    await store.drop(made.key, made.source.name, p)
+        await store.close()
+
+    asyncio.run(drop())
+    work(definitions, settings)
+    assert stored(embedded_pair.redis_url, tag) == found
+    assert [table(tmp_path / folder).equals(frame) for folder, frame in zip(folders, before, strict=True)] == [True] * 6
+
+
 def test_a_worker_without_memory_for_states_erases_them_as_well(embedded_pair, tmp_path):
     tag = secrets.token_hex(4)
     records, definitions = with_erasures(tag, history(tag, 100, shuffled=False), seed=5), shop(tag)
