@@ -1,8 +1,8 @@
 """The worker: batches in, features and predictions out, states and offsets stored together.
 
 One loop does the work; Faust's agents only hand it batches. A turn of the loop takes a stretch of the merged order and
-goes through the same steps: load states, fold and read, predict, send, wait until it has arrived, checkpoint the
-processors, commit states with their offsets. Whatever dies in between is done again from the stored offsets, with the
+goes through the same steps: load states, fold and read, predict, write erasures down, send, wait until it has arrived,
+checkpoint the processors, commit states with their offsets. Whatever dies in between is done again from the stored offsets, with the
 same result. The processors' checkpoint comes before the commit of the views they read: a view that ran ahead of a
 prediction that must be made again would show it the future.
 
