@@ -13,7 +13,7 @@ of its entity, made of its own events only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -25,7 +25,7 @@ from batch.events import chunks, logs_of
 from featurestore import kernel
 from featurestore.align import Chunk
 from featurestore.definitions import View
-from featurestore.engine import NO_ENTITY, ViewState
+from featurestore.engine import NO_ENTITY, ViewState, joined
 from featurestore.errors import DataError
 from featurestore.expressions import FEATURE_TYPES, TYPES
 from featurestore.flow import Flow
@@ -269,7 +269,7 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
         numbers = np.concatenate([owners[here], entities[asked]])[place]
         found.append(_run(state, events[here], event, place, numbers, times[asked]))
         event, row = event + fresh, asked.stop
-    results = _joined(plan, found)
+    results = joined(plan, found)
     effective = pl.Series("_effective", results.effective)
     return pl.DataFrame([effective]).hstack(feature_frame(plan, results, slice(None), state.texts))
 
@@ -292,18 +292,6 @@ def _run(state: ViewState, events: pl.DataFrame, first: int, place: Ints, number
     words, valid = results.words.take(reads, axis=1), results.valid.take(reads, axis=1)
     effective, status = results.effective[reads], results.status[reads]
     return Results(words, words.view(np.float64), valid, effective, status, results.items.copy())
-
-
-def _joined(plan: Plan, parts: Sequence[Results]) -> Results:
-    """Results one after another, as one: lists and maps begin behind those of the parts before."""
-    nested = np.array([feature.type not in TYPES for feature in plan.outputs])
-    begin = 0
-    for part in parts:
-        part.words[nested] += begin
-        begin += len(part.items)
-    names = ("words", "valid", "effective", "status", "items")
-    whole = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
-    return Results(reals=whole["words"].view(np.float64), **whole)
 
 
 def _copied(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:

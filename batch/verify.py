@@ -21,6 +21,7 @@ from batch.logged import Logged, verify_service
 from featurestore.definitions import View
 from featurestore.engine import words_of
 from featurestore.flow import Flow
+from featurestore.forgotten import erased_from, without_rows
 from featurestore.frames import empty_frame
 from featurestore.offline import read_table
 from featurestore.sources import Source
@@ -91,10 +92,12 @@ async def _verify_view(view: View, archive: Archive, store: OnlineStore, data: P
     upto = _upto(view, archive, before, report)
     compared = len(upto) == archive.partitions and (report.merged or archive.partitions == 1)
     emit = data is not None and (compared or view.keyed)
-    rows, flow = _replayed(view, below(archive.events, upto), archive.partitions, emit=emit)
-    for partition in upto:
+    rows, flow = _replayed(view, below(archive.seen_by(view), upto), archive.partitions, emit=emit)
+    rows = without_rows(view, rows, archive.forgotten)
+    for partition, end in upto.items():
         _compare_clock(view, partition, flow, before[partition], report)
-        _compare_states(view, partition, flow, stored[partition], run)
+        leaving = set(erased_from(view, archive.forgotten.get(partition, ()), end))
+        _compare_states(view, partition, flow, stored[partition], leaving, run)
     if data is not None:
         mirror = _mirror(view, data)
         ends = upto if report.merged else _reached(upto, mirror)
@@ -142,11 +145,15 @@ def _compare_clock(view: View, partition: int, flow: Flow, position: Position | 
             report.example(f"{_place(view, partition)}: its clock is {position.clock}, a replay gives {clock}")
 
 
-def _compare_states(view: View, partition: int, flow: Flow, stored: Mapping[bytes, bytes], run: _Run) -> None:
+def _compare_states(
+    view: View, partition: int, flow: Flow, stored: Mapping[bytes, bytes], leaving: set[bytes], run: _Run
+) -> None:
     wanted, report = flow.states[view.key].blobs(partition), run.report
     expired = {entity for entity in wanted.keys() - stored.keys() if run.expired(view, wanted[entity])}
     report.skip(len(expired), f"states of {_place(view, partition)}: they have expired")
-    for entity in sorted((wanted.keys() | stored.keys()) - expired):
+    leaving = leaving & stored.keys()
+    report.skip(len(leaving), f"states of {_place(view, partition)}: the next worker erases them")
+    for entity in sorted((wanted.keys() | stored.keys()) - expired - leaving):
         report.parity_compared += 1
         if wanted.get(entity) != stored.get(entity):
             report.parity_mismatched += 1

@@ -7,13 +7,14 @@ it to `load`, runs its steps, and stores what `take_changes` returns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestore import kernel
 from featurestore.errors import FormatError
+from featurestore.expressions import TYPES
 from featurestore.growing import GrowingWords, matrix
 from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
@@ -36,11 +37,12 @@ _NEVER = np.iinfo(np.int64).min
 
 @dataclass(frozen=True)
 class Changes:
-    """States of one partition that were written to since the last time, encoded."""
+    """States of one partition that were written to since the last time, encoded, and whose there are none any more."""
 
     partition: int
     entities: Sequence[bytes]
     blobs: Sequence[bytes]
+    erased: Sequence[bytes] = ()
 
 
 class ViewState:
@@ -54,6 +56,7 @@ class ViewState:
         self.texts = Texts()
         self._loaded = np.zeros((64, partitions), np.bool_)
         self._fresh: set[int] = set()
+        self._erased: set[tuple[int, int]] = set()  # entity, partition
         self._slots = np.zeros((64, partitions), np.int64)  # addresses of heads by entity and partition, 0 for none
         self._last = np.full(64, -1, np.int32)  # see kernel.run
         self._used = np.zeros(64, np.int32)  # by entity: when it was used last, in turns
@@ -106,6 +109,11 @@ class ViewState:
             self._put(np.array([entity]), np.array([partition]), self._nothing(), np.zeros(1, np.int64))
             raise self._unreadable(entity)
         self._loaded[entity, partition] = True
+
+    def erase(self, entity: int, partition: int) -> None:
+        """Let the entity have no state on the partition, whatever is stored; `take_changes` tells of it."""
+        self.load(entity, partition, None)
+        self._erased.add((entity, partition))
 
     def _put(
         self,
@@ -188,7 +196,8 @@ class ViewState:
 
     def take_changes(self) -> list[Changes]:
         """The states written to since the last call, by partition; they count as stored from now on."""
-        changes, self._turn = self._changes(kernel.take_dirty(self._words)), self._turn + 1
+        slots, self._turn = kernel.take_dirty(self._words), self._turn + 1
+        changes = self._with_erased(self._changes(self._filled(slots)))
         if self.texts.is_crowded:
             mark = self.texts.marks(1)
             kernel.knows_all(self._words, self._slots[self._slots > 0], self.texts.lexicon, mark)
@@ -198,9 +207,26 @@ class ViewState:
     def blobs(self, partition: int) -> dict[bytes, bytes]:
         """Every state of a partition, encoded, by entity key."""
         slots = self._slots[: len(self.names), partition]
-        slots = slots[slots > 0]
-        changes = self._changes(slots[self._words[slots + layout.NEWEST] != _NEVER])
+        changes = self._changes(self._filled(slots[slots > 0]))
         return {name: blob for c in changes for name, blob in zip(c.entities, c.blobs, strict=True)}
+
+    def _filled(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the slots that hold an event."""
+        filled: NDArray[np.int64] = slots[self._words[slots + layout.NEWEST] != _NEVER]
+        return filled
+
+    def _with_erased(self, changes: list[Changes]) -> list[Changes]:
+        """The changes, and which of the states that were erased have not begun anew."""
+        if not self._erased:
+            return changes
+        by_partition = {change.partition: change for change in changes}
+        for partition in sorted({partition for _, partition in self._erased}):
+            entities = np.array(sorted(e for e, p in self._erased if p == partition), np.int64)
+            empty = self._words[self._slots[entities, partition] + layout.NEWEST] == _NEVER
+            change = by_partition.get(partition, Changes(partition, [], []))
+            by_partition[partition] = replace(change, erased=self.names.taken(entities[empty]))
+        self._erased.clear()
+        return list(by_partition.values())
 
     def _changes(self, slots: NDArray[np.int64]) -> list[Changes]:
         """The slots' states, encoded into one buffer."""
@@ -282,6 +308,18 @@ def words_of(blob: bytes | memoryview) -> NDArray[np.int64]:
     """The words of a stored state, as `kernel.encode` writes them; none where it is damaged."""
     whole = np.frombuffer(blob[: len(blob) // 8 * 8], np.int64)
     return _frozen(kernel.expanded(whole if 8 * len(whole) == len(blob) else whole[:0]))
+
+
+def joined(plan: Plan, parts: Sequence[Results]) -> Results:
+    """Results one after another, as one: lists and maps begin behind those of the parts before."""
+    nested = np.array([feature.type not in TYPES for feature in plan.outputs])
+    begin = 0
+    for part in parts:
+        part.words[nested] += begin
+        begin += len(part.items)
+    names = ("words", "valid", "effective", "status", "items")
+    whole = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
+    return Results(reals=whole["words"].view(np.float64), **whole)
 
 
 def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from featurestore import kernel
 from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
-from featurestore.engine import NO_ENTITY, Changes, ViewState
+from featurestore.engine import NO_ENTITY, Changes, ViewState, joined
+from featurestore.erasures import Erasure
 from featurestore.errors import StateError
 from featurestore.frames import entity_codes, feature_frame, lane_inputs
 from featurestore.kernel import Inputs, Results, Steps
@@ -56,6 +57,7 @@ class _Work:
     reads: list[tuple[Read, pl.DataFrame]]
     fold_entities: NDArray[np.int64]
     read_entities: list[NDArray[np.int64]] = field(default_factory=list)
+    erasures: list[tuple[int, Erasure]] = field(default_factory=list)  # with their steps
 
 
 class Flow:
@@ -149,6 +151,10 @@ class Flow:
                 frame = from_offsets(chunk.frames[read.topic], wanted)
                 work.reads.append((read, frame))
                 work.read_entities.append(self._numbers(state, frame, read.keys))
+        for step, erasure in chunk.erasures:
+            done = self._next.get((view.key, (topic, erasure.partition)), 0)
+            if (erasure.topic, erasure.entity) == (topic, view.entity.name) and erasure.offset >= done:
+                work.erasures.append((step, erasure))
         return work
 
     def _numbers(self, state: ViewState, frame: pl.DataFrame, keys: tuple[str, ...]) -> NDArray[np.int64]:
@@ -167,9 +173,10 @@ class Flow:
         parts.sort(key=lambda part: not part.before)
         if len(work.folds):
             parts.insert(sum(part.before for part in parts), _Part(work.folds, work.fold_entities, None))
-        steps, places = _steps(parts)
+        steps, places, order = _steps(parts)
         inputs = lane_inputs(state.plan, work.folds, state.texts) if len(work.folds) else _no_inputs(state)
-        results = state.run(steps, inputs, emit=emit)
+        erased = [(int(np.searchsorted(order, step)), erasure) for step, erasure in work.erasures]
+        results = _run(state, steps, inputs, erased, emit=emit)
         reads, fold_rows = {}, np.zeros(0, np.int64)
         for part, rows in zip(parts, places, strict=True):
             if part.read is None:
@@ -201,8 +208,40 @@ def from_offsets(frame: pl.DataFrame, offsets: Mapping[int, int]) -> pl.DataFram
     return frame if keep.all() else frame.filter(pl.Series(keep))
 
 
-def _steps(parts: Sequence[_Part]) -> tuple[Steps, list[NDArray[np.int64]]]:
-    """The steps in merged order, and where the rows of each part went. At one event, parts keep their order."""
+def _run(
+    state: ViewState, steps: Steps, inputs: Inputs, erasures: Sequence[tuple[int, Erasure]], *, emit: bool
+) -> Results:
+    """Do the steps in order; each erasure, in between, before the step that is named.
+
+    Entities do not know of each other: an erasure divides the steps only where its own has some before and after.
+    """
+    if not erasures:
+        return state.run(steps, inputs, emit=emit)
+    count = len(steps.entity)
+    entities = state.number([erasure.key for _, erasure in erasures])
+    by_entity = np.argsort(steps.entity, kind="stable")
+    firsts, ends = (np.searchsorted(steps.entity[by_entity], entities, side) for side in ("left", "right"))
+    cuts: dict[int, list[tuple[int, int]]] = {0: [], count: []}
+    for (at, erasure), entity, first, end in zip(erasures, entities.tolist(), firsts, ends, strict=True):
+        own = by_entity[first:end]
+        before = int(np.searchsorted(own, at))
+        cut = 0 if not before else count if before == len(own) else at
+        cuts.setdefault(cut, []).append((entity, erasure.partition))
+    found, begin = [], 0
+    for end in sorted(cuts):
+        if end > begin or end == count:
+            found.append(state.run(Steps(*(column[begin:end] for column in steps)), inputs, emit=emit))
+        for erased in cuts[end]:
+            state.erase(*erased)
+        begin = end
+    return joined(state.plan, found)
+
+
+def _steps(parts: Sequence[_Part]) -> tuple[Steps, list[NDArray[np.int64]], NDArray[np.int64]]:
+    """The steps in merged order, where the rows of each part went, and places in the whole chunk.
+
+    At one event, parts keep their order.
+    """
     nothing = np.zeros(0, np.int64)
     columns = (
         [np.arange(len(part.frame)) if part.read is None else np.full(len(part.frame), -1) for part in parts],
@@ -211,11 +250,13 @@ def _steps(parts: Sequence[_Part]) -> tuple[Steps, list[NDArray[np.int64]]]:
         [part.frame["_time"].to_numpy() for part in parts],
         [part.frame["_offset"].to_numpy() for part in parts],
     )
-    order = np.argsort(np.concatenate([nothing, *(part.frame["_step"].to_numpy() for part in parts)]), kind="stable")
+    places_in_chunk = np.concatenate([nothing, *(part.frame["_step"].to_numpy() for part in parts)])
+    order = np.argsort(places_in_chunk, kind="stable")
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
     steps = Steps(*(np.ascontiguousarray(np.concatenate([nothing, *column])[order]) for column in columns))
-    return steps, np.split(places, np.cumsum([len(part.frame) for part in parts])[:-1]) if parts else []
+    rows = np.split(places, np.cumsum([len(part.frame) for part in parts])[:-1]) if parts else []
+    return steps, rows, places_in_chunk[order]
 
 
 def _no_inputs(state: ViewState) -> Inputs:

@@ -6,7 +6,7 @@ An event frame has the source's columns (derived ones too) and four of its own: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -167,10 +167,11 @@ def with_derived_features(view: View, frame: pl.DataFrame) -> pl.DataFrame:
     return evaluated(frame, made, nan_is_null=True)
 
 
-def checked_events(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
+def checked_events(source: Source, frame: pl.DataFrame, masked: Collection[str] = ()) -> pl.DataFrame:
     """Events from a file as an event frame, in offset order.
 
-    Raises DataError, which names the column, when one is missing, of another type, or null where no event may lack it.
+    Raises DataError, which names the column, when one is missing, of another type, or null where no event may lack it;
+    those that are `masked` may be null.
     Without a `_partition` column the rows are one partition; without `_offset` they come in offset order. Dates and
     times of any unit and zone become milliseconds.
     """
@@ -192,7 +193,7 @@ def checked_events(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
     arrival = _exactly(frame["_timestamp"], "timestamp[ms]") if "_timestamp" in frame.columns else time
     frame = frame.with_columns(time, arrival.alias("_timestamp"))
     for column in source.required:
-        if frame[column].null_count():
+        if frame[column].null_count() and column not in masked:
             raise DataError(
                 f"column {column!r} of {source.name!r} has nulls, and no event may lack it; drop those rows"
             )

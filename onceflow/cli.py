@@ -184,6 +184,19 @@ def status(
     _run("status", module=module, sizes=sizes, json=json)
 
 
+@app.command(epilog="Example: onceflow forget card c42 -m features --yes")
+def forget(
+    *,
+    entity: Annotated[str, typer.Argument(help="The entity's name, as the definitions have it.")],
+    keys: Annotated[list[str], typer.Argument(help="Which one: a value per key column.")],
+    module: Module,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; else only show what would be sent.")] = False,
+    json: Json = False,
+) -> None:
+    """Erase an entity from Redis, the mirror and the archive."""
+    _run("forget", entity=entity, keys=keys, module=module, yes=yes, json=json)
+
+
 @app.command(epilog="Example: onceflow dlq show transactions --error type --limit 5")
 def dlq(
     *,

@@ -8,10 +8,12 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from featurestore import UnavailableError, View
 from featurestore.confluent import Schemas
 from featurestore.errors import ConfigError
+from featurestore.forgotten import mirror_revision, prediction_revision
 from featurestore.formats import check_installed
 from featurestore.online import connect
 from featurestore.schema_registry import SchemaRegistry
@@ -95,7 +97,14 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
         decode = predictions_decoder(service.inputs)
         grid = service.on.grid(settings.grid)
         feeds[prediction_topic(service.name)] = (f"predictions/{service.name}", decode, grid)
-    return Mirror(settings.data, feeds), list(feeds)
+    events = settings.data / "events"
+    revisions = {feature_topic(view): partial(mirror_revision, events, view) for view in views_of(definitions)}
+    for service in definitions.services.values():
+        grid = service.on.grid(settings.grid)
+        revisions[prediction_topic(service.name)] = partial(
+            prediction_revision, events, service.on, service.views, grid
+        )
+    return Mirror(settings.data, feeds, revisions), list(feeds)
 
 
 def schemas_of(definitions: Definitions, settings: Settings) -> Schemas | None:
@@ -128,6 +137,7 @@ def build_worker(
         chunk=settings.chunk,
         buffer=2 * settings.chunk,
         archive=settings.data / "events" if settings.archive else None,
+        forgotten=settings.data / "events",
         grid=settings.grid,
         memory=settings.memory_mb << 20,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class Batch:
     values: Sequence[bytes | None]
     headers: Sequence[tuple[tuple[str, bytes], ...]] | None = None
     """One tuple of pairs a row; None unless the topic asks for headers."""
+    tombstones: Mapping[int, tuple[tuple[str, bytes], ...]] = field(default_factory=dict)
+    """The headers of rows without a value, for every topic."""
 
     def __len__(self) -> int:
         return len(self.values)

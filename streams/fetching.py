@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaConnectionError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.transport.drivers import aiokafka as driver
@@ -207,6 +208,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         for at in range(0, max(len(slab), 1), size):
             part = slice(at, at + size)
             stop = end if at + size >= len(slab) else int(slab.offsets[at + size])
+            empty = np.flatnonzero(slab.values.lengths[part] < 0).tolist()
             yield Batch(
                 tp.topic,
                 tp.partition,
@@ -217,6 +219,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                 slab.keys[part],
                 slab.values[part],
                 [headers_of(each) for each in slab.headers[part]] if headers else None,
+                {row: headers_of(slab.headers[at + row]) for row in empty},
             )
             start = stop
 

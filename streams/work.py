@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
+from featurestore.engine import Changes
 from featurestore.errors import StateError
 from featurestore.flow import Flow, Read, ViewOutput, from_offsets
 from featurestore.partitioners import check_place
@@ -169,11 +170,12 @@ class Work:
         for (key, partition), (start, end) in spans.items():
             if start < end:
                 change = changes.get((key, partition[1]))
-                entities, blobs = (change.entities, change.blobs) if change is not None else ([], [])
+                change = change or Changes(partition[1], [], [])
                 clock = self._flow.states[key].clock(partition[1])
                 ttl = time_to_live(self._flow.views[key].keep, clock, now)
                 first = (key, partition) in new
-                yield Commit(key, *partition, self._owner, start, end, clock or 0, entities, blobs, ttl, first)
+                made = Commit(key, *partition, self._owner, start, end, clock or 0, change.entities, change.blobs)
+                yield replace(made, ttl=ttl, first=first, erased=change.erased)
 
     def _prediction_commits(self, chunk: Chunk) -> Iterator[Commit]:
         for partition in chunk.spans:
@@ -247,7 +249,7 @@ def _rest(chunk: Chunk, positions: Mapping[Partition, int]) -> Chunk:
         if len(rest):
             frames[topic] = rest
     spans = {at: (starts[at], end) for at, (_, end) in chunk.spans.items() if starts[at] < end}
-    return Chunk(frames, spans, chunk.clocks)
+    return Chunk(frames, spans, chunk.clocks, chunk.erasures)
 
 
 def _records(source: Source, frame: pl.DataFrame) -> Iterator[Record]:

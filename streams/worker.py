@@ -1,10 +1,10 @@
 """The worker: batches in, features and predictions out, states and offsets stored together.
 
 One loop does the work; Faust's agents only hand it batches. A turn of the loop takes a stretch of the merged order and
-goes through the same steps: load states, fold and read, predict, send, wait until it has arrived, checkpoint the
-processors, commit states with their offsets. Whatever dies in between is done again from the stored offsets, with the
-same result. The processors' checkpoint comes before the commit of the views they read: a view that ran ahead of a
-prediction that must be made again would show it the future.
+goes through the same steps: load states, fold and read, predict, write erasures down, send, wait until it has arrived,
+checkpoint the processors, commit states with their offsets. Whatever dies in between is done again from the stored
+offsets, with the same result. The processors' checkpoint comes before the commit of the views they read: a view that
+ran ahead of a prediction that must be made again would show it the future.
 
 Turns overlap by one: while the outcome of one is stored, the next is computed, in a thread of its own.
 """
@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,10 +28,12 @@ from featurestore.align import Aligner, Chunk, Partition
 from featurestore.confluent import Loads, Schemas
 from featurestore.definitions import View
 from featurestore.errors import FencedError, GapError, StateError
+from featurestore.forgotten import archive_revision
 from featurestore.offline import GridWriter
 from featurestore.repeats import Repeats
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
+from streams.forgetting import Forgetting
 from streams.ingest import Ingested, ingested
 from streams.messages import Message
 from streams.mirror import Mirror, archive_table
@@ -66,7 +68,8 @@ class Options:
     `until_end` (with replay): stop where the topics ended when the worker began. `max_wait` is how long (seconds) a
     live worker waits for a silent partition before it goes on without it. `chunk` is how many events make a turn,
     about; `buffer` how many of one partition may wait. Where `archive` is a folder, raw events are kept there. `memory`
-    is how many bytes of states are held, about: the online store has them all.
+    is how many bytes of states are held, about: the online store has them all. In the folder `forgotten` it is written
+    down which entities were erased: that of the archive, if there is one.
     """
 
     replay: bool = False
@@ -75,6 +78,7 @@ class Options:
     chunk: int = 100_000
     buffer: int = 200_000
     archive: Path | None = None
+    forgotten: Path | None = None
     grid: int = 65_536
     memory: int = 2 << 30
 
@@ -118,14 +122,15 @@ class Worker:
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
-        read = [read.view for processor in self.processors for read in processor.reads]
-        self._views = list({view.key: view for view in [*self.views, *read]}.values())
+        reads = [read for processor in self.processors for read in processor.reads]
+        self._views = list({view.key: view for view in [*self.views, *(read.view for read in reads)]}.values())
         listed = [view.source for view in self._views]
         listed += [source for processor in self.processors for source in processor.sources]
         self.sources: dict[str, Source] = {source.name: source for source in listed}
         predicted = {processor.on.name for processor in self.processors}
         self._ranks = {topic: int(topic in predicted) for topic in self.sources}
         self._keys = {name: _entity_columns(name, self._views) for name in self.sources}
+        self._forgetting = Forgetting(self.sources, self._views, reads, self.options.forgotten)
         self._logs: dict[Partition, _Log] = {}
         self._loads: dict[int, Loads] = {}  # what reads the records of each schema
         self._refused: list[Message] = []
@@ -139,6 +144,7 @@ class Worker:
     def _reset(self) -> None:
         self._aligner = Aligner(self._ranks)
         self._work = Work(self._views, self.processors, self.partitions, self.owner, self.stats, self.options.memory)
+        self._forgetting.reset()
         self._logs.clear()
         self._inbox: defaultdict[str, list[Batch]] = defaultdict(list)  # by topic: what has come, not decoded yet
 
@@ -180,9 +186,13 @@ class Worker:
         folder = self.options.archive
         source = self.sources[partition[0]]
         grid = source.grid(self.options.grid)
-        archive = None if folder is None else GridWriter(folder / partition[0], partition[1], grid)
+        archive = None
+        if folder is not None:
+            revision = archive_revision(folder, source, partition[1])
+            archive = GridWriter(folder / partition[0], partition[1], grid, revision=revision)
         repeats = None if source.id is None else Repeats(source)
         self._logs[partition] = _Log(0 if begin is None else begin.next, archive=archive, repeats=repeats)
+        self._forgetting.begin(partition, self._logs[partition].begin)
         if begin is None or (archive is not None and not archive.next):
             return None
         return (begin.next if archive is None else min(begin.next, archive.next)) >> source.row_bits
@@ -243,7 +253,8 @@ class Worker:
         """Decode what has come of the topic: few records of several partitions cost little more than those of one."""
         batches, source, now = self._inbox.pop(topic), self.sources[topic], None if self.options.replay else self.now()
         with self._work.timed("decode"):
-            found = ingested(source, batches, now, self._keys[topic], self._loads)
+            known = self._keys[topic], self._loads, self._forgetting.entities[topic]
+            found = ingested(source, batches, now, *known)
         for batch, got in zip(batches, found, strict=True):
             self._push(batch, got)
 
@@ -268,18 +279,19 @@ class Worker:
         with self._work.timed("repeats"):
             events, repeats = known.sort_out(got.events)
         self.stats.repeats += int((repeats >= begin).sum())
-        return Ingested(events, got.rejects)
+        return replace(got, events=events)
 
     def _align(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
-        begin, events, rejects = self._logs[partition].begin, got.events, got.rejects
+        begin, events, rejects, erasures = self._logs[partition].begin, got.events, got.rejects, got.erasures
         if end <= begin:
             return
         if start < begin:
             events = events.filter(pl.col("_offset") >= begin)
             rejects = [refused for refused in rejects if refused.offset >= begin]
+            erasures = [erasure for erasure in erasures if erasure.offset >= begin]
         self.stats.rejected.update(refused.error for refused in rejects)
         self._refused += [refused.message for refused in rejects]
-        self._aligner.push(partition, events, max(start, begin), end)
+        self._aligner.push(partition, events, max(start, begin), end, erasures)
         if not self.options.replay:
             self._aligner.drain(partition, drained=False)
 
@@ -322,6 +334,7 @@ class Worker:
             await self._stored()
         self._flush_archives()
         await self._drain_mirror()
+        await self._forgetting.sweep(self._writers, wait=True)
 
     def _finished(self) -> bool:
         """Whether, with `until_end`, every partition has come to its end and nothing is left of it."""
@@ -415,6 +428,7 @@ class Worker:
         log.warning("%s; asking the group again", error)
 
     async def _store(self, turn: Turn) -> None:
+        await self._forgetting.remember(turn.chunk)
         with self._work.timed("send"):
             messages, self._refused = [*self._refused, *turn.messages], []
             if messages:
@@ -452,13 +466,21 @@ class Worker:
             self._flush_archives()
             if self.mirror is not None:
                 await self.mirror.flush()
+            await self._forgetting.sweep(self._writers, wait=False)
             ended = time.monotonic()
             self._flush_at = ended + max(FLUSH_SECONDS, 20 * (ended - begun))
 
     def _flush_archives(self) -> None:
-        for log in self._logs.values():
-            if log.archive is not None:
-                log.archive.flush()
+        for archive in self._archives:
+            archive.flush()
+
+    @property
+    def _archives(self) -> list[GridWriter]:
+        return [log.archive for log in self._logs.values() if log.archive is not None]
+
+    @property
+    def _writers(self) -> list[GridWriter]:
+        return [*self._archives, *(self.mirror.writers if self.mirror is not None else ())]
 
     async def _drain_mirror(self) -> None:
         """Wait until the mirror has all that was sent, then write it out."""

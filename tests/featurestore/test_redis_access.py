@@ -38,7 +38,9 @@ async def written(store):
     for topic in ("t", "dropped"):
         await store.claim(VIEW, topic, 0, "me")
         blobs = [b"x"] * len(ENTITIES)
-        await store.commit([Commit(VIEW, topic, 0, "me", 0, 1, 1, ENTITIES, blobs, 60_000, first=True)])
+        commit = Commit(VIEW, topic, 0, "me", 0, 1, 1, ENTITIES, blobs, 60_000, first=True, erased=[b"sgone"])
+        await store.commit([commit])
+        await store.erase(VIEW, topic, 0, [b"sgone"])
     await store.drop(VIEW, "dropped", 0)
     await seen(store)
 

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from featurestore import Source, col
+from featurestore.erasures import Erasure
 from streams import ingest
 from streams.transport import Batch
 
@@ -149,3 +150,32 @@ def test_a_batch_without_good_events_gives_a_frame_with_all_columns(values):
     assert len(got.events) == 0
     assert got.events.columns == ingested(SOURCE, batch_of([payment()]), NOW).events.columns
     assert len(got.rejects) == len(values)
+
+
+def erasing(values, keys, headers):
+    """A batch of values, keys and, where there is no value, headers."""
+    batch = batch_of(values)
+    return replace(batch, keys=keys, tombstones={row: each for row, each in enumerate(headers) if values[row] is None})
+
+
+def test_records_that_erase_an_entity_are_told_from_tombstones_and_from_malformed_ones():
+    forget = ("onceflow-forget", b"shop")
+    values = [payment(), None, None, None, None]
+    keys = [b"c1", b"ss", b"ss", b"i1", None]
+    headers = [(forget,), (("other", b"x"), forget), (), (forget,), (("onceflow-forget", b"who"),)]
+    got = ingested(SOURCE, erasing(values, keys, headers), NOW, erasable={"shop": ("shop",)})
+    assert got.erasures == [Erasure("payments", 3, 11, "shop", b"ss")]
+    assert refusals(got) == [(12, "tombstone"), (13, "erasure"), (14, "erasure")]
+    details = [refused.message.headers["detail"].decode() for refused in got.rejects[1:]]
+    assert details[0] == "the key is not one of 'shop', whose columns are str"
+    assert details[1] == "no view of 'payments' is about an entity 'who'; there are 'shop'"
+    assert len(got.events) == 1
+
+
+@pytest.mark.parametrize("form", ["msgpack", "csv", "arrow", "avro"])
+def test_an_erasure_is_one_in_any_format(form):
+    source = Source("payments", schema={"card": str, "at": "timestamp[ms]"}, event_time="at", key="card", format=form)
+    batch = erasing([None], [b"sc1"], [(("onceflow-forget", b"card"),)])
+    got = ingested(source, batch, NOW, erasable={"card": ("card",)})
+    assert got.erasures == [Erasure("payments", 3, 10 << source.row_bits, "card", b"sc1")]
+    assert refusals(got) == []
