@@ -33,8 +33,8 @@ def batch_of(values, *, first=10, step=1, timestamps=NOW):
     return Batch("payments", 3, first, int(first + step * len(values)), offsets, stamps, [None] * len(values), values)
 
 
-def ingested(source, batch, *options):
-    [got] = ingest.ingested(source, [batch], *options)
+def ingested(source, batch, *options, **more):
+    [got] = ingest.ingested(source, [batch], *options, **more)
     return got
 
 
