@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,10 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from onceflow.stopping import ends_when_told
+
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+_LASTING = ("up", "worker", "learn", "serve", "run")
 
 
 class _Commands(TyperGroup):
@@ -56,7 +60,8 @@ def main() -> None:
 
 
 def _run(command: str, **options: Any) -> None:  # noqa: ANN401 - the signatures below type them
-    code = import_module(f"onceflow.commands.{command}").run(**options)
+    with ends_when_told() if command in _LASTING else nullcontext():
+        code = import_module(f"onceflow.commands.{command}").run(**options)
     if code:
         raise typer.Exit(code)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -27,6 +28,8 @@ __all__ = ["App", "Main", "build_app", "run", "run_app"]
 log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
 Receive = Callable[[Batch], Awaitable[None]]
+STOP_SECONDS = 4.5
+"""Seconds that what is under way gets to be stored, once the process was told to stop."""
 REMIND = 30.0
 """Seconds until the same line about Kafka is logged again."""
 
@@ -168,18 +171,35 @@ async def _live(app: App) -> None:
 
 
 def run(app: App, main: Main | None = None) -> None:
-    """Run as `run_app` does, in an event loop of its own, until SIGINT or SIGTERM; a second signal stops at once."""
+    """Run as `run_app` does, in an event loop of its own, until SIGINT or SIGTERM.
+
+    What is still under way `STOP_SECONDS` later, or at a second signal, is given up: the process ends with exit code 1.
+    """
     asyncio.run(_until_signalled(app, main))
 
 
 async def _until_signalled(app: App, main: Main | None) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(run_app(app, main))
+
+    def stop() -> None:
+        if task.cancelling():
+            _give_up()
+        task.cancel()
+        loop.call_later(STOP_SECONDS, _give_up)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, stop)
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()
+
+
+def _give_up() -> None:
+    """End the process, whose threads may wait for a server that is away."""
+    log.error("told to stop, it could not store what was under way: who comes next does it again")
+    logging.shutdown()
+    os._exit(1)
 
 
 class _Broker(logging.Handler):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import typer
 
@@ -22,9 +20,10 @@ _POLL_SECONDS = 0.2
 def run(*, module: str) -> None:
     """Start the three processes and wait; when one fails, stop the others and raise what it said."""
     settings = load_settings(Path.cwd(), os.environ)
-    signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as stack:
         commands = [_start(stack, name, module, settings) for name in _names(module)]
+        for command in commands:
+            stack.callback(command.tell_to_stop)  # all are told before one is waited for
         typer.echo(
             f"worker, learner and server run; http://{settings.http_host}:{settings.http_port}. Ctrl-C stops them."
         )
@@ -44,7 +43,3 @@ def _names(module: str) -> list[str]:
 def _start(stack: ExitStack, name: str, module: str, settings: Settings) -> Command:
     log = settings.data / "logs" / f"{name}.log"
     return stack.enter_context(running([name, "--module", module], log, {}))
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
