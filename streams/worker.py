@@ -79,6 +79,7 @@ class _Log:
 
     begin: int = 0  # first offset that a view or a processor still needs; what is before only the archive does
     expected: int | None = None  # next offset to come from Kafka
+    stored: int = 0  # all before it has been stored
     end: int | None = None  # in a replay: where it ends
     heard: float = 0.0  # when it last brought something
     held: bool = False
@@ -180,7 +181,7 @@ class Worker:
         ends = await end_offsets(self.app.consumer, mine) if self.options.until_end else {}
         for tp, start in mine.items():
             log = self._logs[tp.topic, tp.partition]
-            log.expected, log.heard, log.end = start, time.monotonic(), ends.get(tp)
+            log.expected, log.stored, log.heard, log.end = start, start, time.monotonic(), ends.get(tp)
             self._drain_at_end((tp.topic, tp.partition))
         for tp, start in starts.items():
             if self.mirror is not None and tp.topic in self.mirrored:
@@ -195,6 +196,15 @@ class Worker:
             if self.mirror is not None:
                 await self.mirror.flush()
             self._reset()
+
+    def lag(self) -> dict[Partition, int]:
+        """How many offsets of its partitions are still to be stored, as of the last fetches. For any thread."""
+        lags = {}
+        for at, log in list(self._logs.items()):
+            end = None if log.expected is None else self.app.consumer.fetched_end(TP(*at))
+            if end is not None:
+                lags[at] = max(0, end - log.stored)
+        return lags
 
     # --- records come in ----------------------------------------------------------------------------------------
 
@@ -215,6 +225,7 @@ class Worker:
             raise GapError(
                 f"{batch.topic}[{batch.partition}]: expected offset {log.expected}, Kafka gave {batch.start}"
             )
+        self.stats.fetched(len(batch), batch.nbytes)
         with self._work.timed("decode"):
             got = ingested(source, batch, None if self.options.replay else self.now(), self._keys[batch.topic], schemas)
         log.expected, log.heard = batch.next, time.monotonic()
@@ -366,8 +377,9 @@ class Worker:
             stats.fresh(np.maximum(wall - frame["_timestamp"].to_numpy(), 0))
             stats.stream_time = max(stats.stream_time or 0, int(frame["_time"].to_numpy().max()))
         for partition, (_, end) in turn.chunk.spans.items():
-            self.app.consumer.done(TP(*partition), end >> self.sources[partition[0]].row_bits)
             log = self._logs[partition]
+            log.stored = end >> self.sources[partition[0]].row_bits
+            self.app.consumer.done(TP(*partition), log.stored)
             if log.held and self._aligner.buffered(partition) <= self.options.buffer // 2:
                 log.held, log.heard = False, stats.last_at
                 self.app.consumer.release(TP(*partition))

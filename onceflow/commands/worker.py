@@ -36,7 +36,7 @@ def _run(module: str, settings: Settings, publisher: Publisher, *, until_end: bo
     if settings.metrics_port:
         from onceflow.metrics import WorkerCollector, serve_metrics  # noqa: PLC0415 - most do not need it
 
-        serve_metrics(WorkerCollector(worker.stats, worker.processors), settings.metrics_port)
+        serve_metrics(WorkerCollector(worker.stats, worker.processors, worker.lag), settings.metrics_port)
     run_worker(worker, settings)
     learnt = [processor for processor in worker.processors if isinstance(processor, ReplayService)]
     for service in learnt:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from threading import Event, Thread
 
 import httpx
@@ -21,9 +18,9 @@ from typer.testing import CliRunner
 from onceflow import cli, embedded
 from onceflow.children import free_port
 from onceflow.produce import ensure_topics, produce_frame
+from tests.onceflow.processes import PATIENCE_SECONDS, onceflow, told_to_stop, until
 from tests.onceflow.test_embedded import gone
 
-ROOT = Path(__file__).parents[2]
 DEFINITIONS = """
 from featurestore import Count, Entity, Source, view
 
@@ -36,7 +33,6 @@ class Cards:
 EVENTS, PARTITIONS = 20_000, 3
 CARDS = "abcdefgh"
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
-PATIENCE_SECONDS = 60
 
 
 @pytest.fixture
@@ -48,36 +44,6 @@ def topic(tmp_path, embedded_pair, prefix, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ensure_topics(embedded_pair.kafka, {f"{prefix}payments": PARTITIONS})
     return f"{prefix}payments"
-
-
-@contextmanager
-def onceflow(*arguments, **settings):
-    command = [sys.executable, "-m", "onceflow", *arguments, "-m", "features.py"]
-    environment = (
-        os.environ | {"PYTHONPATH": str(ROOT)} | {f"ONCEFLOW_{name.upper()}": settings[name] for name in settings}
-    )
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def told_to_stop(process, number):
-    """The exit code and what was said on standard error."""
-    process.send_signal(number)
-    _, error = process.communicate(timeout=PATIENCE_SECONDS)
-    return process.returncode, error
-
-
-def until(done, process):
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not done():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def asked(*arguments):

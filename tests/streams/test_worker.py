@@ -192,6 +192,7 @@ def test_a_worker_without_memory_for_states_reads_them_again_and_ends_with_the_s
     worker = build_worker(definitions, settings, until_end=True)
     worker = replace(worker, options=replace(worker.options, memory=0))
     run_worker(worker, settings)
+    assert worker.stats.cache_misses > 0
     check_all(worker, definitions, settings, records, tmp_path / "once")
 
 
