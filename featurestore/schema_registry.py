@@ -60,7 +60,7 @@ class SchemaRegistry:
         except (OSError, json.JSONDecodeError) as error:
             raise UnavailableError(f"cannot reach the schema registry at {self.address}: {error}") from error
         except (ValueError, KeyError, TypeError) as error:
-            _log.warning("schema %d at %s: %s", number, self.address, error)
+            _log.warning("a schema cannot be used", extra={"registry": self.address, "schema": number, "error": error})
             return None
 
     def _look_at(self, number: int, error: urllib.error.HTTPError) -> None:
@@ -69,4 +69,4 @@ class SchemaRegistry:
             raise ConfigError(f"the schema registry at {self.address} refuses these credentials (HTTP {error.code})")
         if error.code != 404:
             raise UnavailableError(f"the schema registry at {self.address} cannot serve: HTTP {error.code}")
-        _log.warning("the schema registry at %s has no schema %d", self.address, number)
+        _log.warning("the registry has no such schema", extra={"registry": self.address, "schema": number})

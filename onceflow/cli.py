@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from onceflow.escaping import redacted
 from onceflow.stopping import ends_when_told
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -27,8 +28,8 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except _known_errors() as error:
-            typer.echo(f"onceflow: {error}", err=True)
-            raise typer.Exit(_exit_code(error)) from None
+            typer.echo(f"onceflow: {redacted(str(error))}", err=True)
+            raise typer.Exit(exit_code(error)) from None
 
 
 def _known_errors() -> tuple[type[Exception], ...]:
@@ -36,7 +37,8 @@ def _known_errors() -> tuple[type[Exception], ...]:
     return (errors.OnceflowError,) if errors else ()
 
 
-def _exit_code(error: Exception) -> int:
+def exit_code(error: Exception) -> int:
+    """How the process ends after this error."""
     errors = sys.modules["featurestore.errors"]
     return MISUSED if isinstance(error, errors.ConfigError | errors.DefinitionError) else FAILED
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-
-import typer
+import logging
 
 from featurestore.online import connect
 from learner.store import ModelStore
@@ -13,6 +12,8 @@ from onceflow.reading import build_reader, now_ms
 from onceflow.settings import Settings
 from serving.api import build_application
 from serving.http import serve
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 1.0  # a caller would rather be told than wait
 
@@ -41,4 +42,4 @@ async def _serve(definitions: Definitions, settings: Settings) -> None:
 
 
 def _say(address: str) -> None:
-    typer.echo(f"serving at {address}")
+    _log.info("serving", extra={"address": address})

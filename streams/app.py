@@ -92,6 +92,7 @@ def build_app(
     delivery: Delivery | None = None,
     session_timeout_ms: int = 10_000,
     instance: str | None = None,
+    client: str = "onceflow",
     alone: bool = False,
     credentials: Any = None,  # noqa: ANN401 - faust.SASLCredentials, faust.SSLCredentials and the like
 ) -> App:
@@ -100,8 +101,9 @@ def build_app(
     `kafka` is `host:port`, or several separated by commas. `receive` is called for one batch a topic at a time and
     must return soon: to slow a partition down, hold it. `session_timeout_ms` is how long a dead worker's partitions
     stay unowned. `instance` names this worker for Kafka (static membership): when it starts again within that
-    time it gets its partitions back at once, without a rebalance; two workers must not use one name. An app that is
-    `alone` takes all partitions without asking the group: it starts at once, also after it was killed.
+    time it gets its partitions back at once, without a rebalance; two workers must not use one name. `client` is only
+    what Kafka's tools show. An app that is `alone` takes all partitions without asking the group: it starts at once,
+    also after it was killed.
     """
     session = session_timeout_ms / 1000
     rebalance = max(2 * session, 20.0)
@@ -109,6 +111,7 @@ def build_app(
         group,
         broker=";".join(f"kafka-batch://{address.strip()}" for address in kafka.split(",")),
         broker_credentials=credentials,
+        broker_client_id=client,
         broker_session_timeout=session,
         broker_heartbeat_interval=session / 4,
         broker_rebalance_timeout=rebalance,
@@ -225,15 +228,15 @@ class _Broker(logging.Handler):
         """Pass on what is worth a line."""
         message = record.getMessage()
         if message.startswith(self.AWAY):
-            self._say(f"cannot reach Kafka at {self.kafka}, retrying")
+            self._say("cannot reach Kafka, trying again", kafka=self.kafka)
         elif not message.startswith(self.FOLLOWING):
-            self._say(f"{record.name}: {message}")
+            self._say(message, source=record.name)
 
-    def _say(self, message: str) -> None:
+    def _say(self, message: str, **fields: str) -> None:
         now = time.monotonic()
         if now - self.said.get(message, -REMIND) >= REMIND:
             self.said[message] = now
-            log.warning("%s", message)
+            log.warning(message, extra=fields)
 
 
 class _Service(logging.Handler):
@@ -242,7 +245,7 @@ class _Service(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if "Crashed reason" not in message:
-            log.warning("%s: %s", record.name, message)
+            log.warning(message, extra={"source": record.name})
 
 
 def _hear(kafka: str) -> None:

@@ -32,6 +32,7 @@ from featurestore.stores import OnlineStore, Request
 from streams.ingest import Ingested, ingested
 from streams.messages import Message
 from streams.mirror import Mirror, archive_table
+from streams.notes import Refusals, given_away, taken
 from streams.processor import Processor
 from streams.publisher import Publisher
 from streams.schemas import known_schemas
@@ -119,6 +120,7 @@ class Worker:
         self._keys = {name: _entity_columns(name, self._views) for name in self.sources}
         self._logs: dict[Partition, _Log] = {}
         self._refused: list[Message] = []
+        self._refusals = Refusals()
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
         self._flush_at = 0.0
@@ -179,6 +181,7 @@ class Worker:
         """Take note of where partitions start and, to stop there, where they end."""
         mine = {tp: start for tp, start in starts.items() if (tp.topic, tp.partition) in self._logs}
         ends = await end_offsets(self.app.consumer, mine) if self.options.until_end else {}
+        taken(mine)
         for tp, start in mine.items():
             log = self._logs[tp.topic, tp.partition]
             log.expected, log.stored, log.heard, log.end = start, start, time.monotonic(), ends.get(tp)
@@ -195,6 +198,7 @@ class Worker:
             self._flush_archives()
             if self.mirror is not None:
                 await self.mirror.flush()
+            given_away(self._logs)
             self._reset()
 
     def lag(self) -> dict[Partition, int]:
@@ -248,6 +252,7 @@ class Worker:
             events = events.filter(pl.col("_offset") >= begin)
             rejects = [refused for refused in rejects if refused.offset >= begin]
         self.stats.rejected.update(refused.error for refused in rejects)
+        self._refusals.note(partition, rejects)
         self._refused += [refused.message for refused in rejects]
         self._aligner.push(partition, events, max(start, begin), end)
         if not self.options.replay:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import typer
-
+from onceflow.logs import Logs
 from onceflow.modules import load as load_module
 from onceflow.processes import Command, running
 from onceflow.settings import Settings
 from onceflow.settings import load as load_settings
+
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 
@@ -20,14 +22,12 @@ _POLL_SECONDS = 0.2
 def run(*, module: str) -> None:
     """Start the three processes and wait; when one fails, stop the others and raise what it said."""
     settings = load_settings(Path.cwd(), os.environ)
-    with ExitStack() as stack:
+    with Logs(settings, process="run"), ExitStack() as stack:
         commands = [_start(stack, name, module, settings) for name in _names(module)]
         for command in commands:
             stack.callback(command.tell_to_stop)  # all are told before one is waited for
-        typer.echo(
-            f"worker, learner and server run; http://{settings.http_host}:{settings.http_port}. Ctrl-C stops them."
-        )
-        typer.echo(f"Their logs are in {settings.data / 'logs'}.")
+        address, logs = f"http://{settings.http_host}:{settings.http_port}", settings.data / "logs"
+        _log.info("worker, learner and server run; Ctrl-C stops them", extra={"address": address, "logs": logs})
         while True:
             time.sleep(_POLL_SECONDS)
             for command in commands:

@@ -41,3 +41,12 @@ def until(done, process):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def hears(process, text):
+    """What was said on standard error up to the line that has the text."""
+    heard = []
+    while not heard or text not in heard[-1]:
+        heard.append(process.stderr.readline())
+        assert heard[-1], f"ended without a word of {text!r}: {heard}"
+    return "".join(heard)
