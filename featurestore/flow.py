@@ -69,6 +69,7 @@ class Flow:
         self._reads = {key: [read for read in reads if read.view.key == key] for key in self.views}
         self._next: dict[tuple[str, Partition], int] = {}
         self._work: dict[str, _Work] = {}
+        self.touched = 0  # entities of all views that the prepared chunk has to do with
         # By frame (kept, so that its id stays its own) and key columns.
         self._codes: dict[tuple[int, tuple[str, ...]], tuple[pl.DataFrame, NDArray[np.int64], list[bytes]]] = {}
 
@@ -97,11 +98,13 @@ class Flow:
         """
         self._codes.clear()
         self._work = {key: self._work_of(view, chunk, read_from) for key, view in self.views.items()}
-        out = {}
+        self.touched, out = 0, {}
         for key, work in self._work.items():
             touched = np.unique(np.concatenate([work.fold_entities, *work.read_entities]))
+            touched = touched[touched != NO_ENTITY]
+            self.touched += len(touched)
             state = self.states[key]
-            missing = state.missing(touched[touched != NO_ENTITY], range(state.partitions))
+            missing = state.missing(touched, range(state.partitions))
             if missing:
                 out[key] = missing
         return out

@@ -306,12 +306,12 @@ class RedisStore:
     def _say_once(self, error: UnavailableError) -> None:
         if not self._waiting:
             self._waiting = True
-            _log.warning("%s; retrying", error)
+            _log.warning("Redis does not serve, trying again", extra={"redis": self.address, "error": error})
 
     def _say_recovered(self) -> None:
         if self._waiting:
             self._waiting = False
-            _log.warning("Redis at %s serves again", self.address)
+            _log.warning("Redis serves again", extra={"redis": self.address})
 
 
 _SCRIPTS = (_CLAIM, _COMMIT, _READ)

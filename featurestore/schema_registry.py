@@ -57,7 +57,7 @@ class SchemaRegistry:
                 self._refer(told, imports)
             return loader_of(kind, told["schema"], imports)
         except (ValueError, KeyError, TypeError) as error:
-            _log.warning("schema %d at %s: %s", number, self.address, error)
+            _log.warning("a schema cannot be used", extra={"registry": self.address, "schema": number, "error": error})
             return None
 
     def _refer(self, told: Mapping[str, Any], texts: dict[str, str]) -> None:

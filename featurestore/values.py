@@ -79,6 +79,11 @@ class Values(Sequence[V]):
     def __repr__(self) -> str:
         return f"Values({list(self)!r})"
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the strings have together."""
+        return int(np.maximum(self.lengths, 0).sum())
+
     def taken(self, rows: NDArray[np.int64]) -> Values[V]:
         """The strings at these places."""
         return Values(self.buffer, self.starts[rows], self.lengths[rows])

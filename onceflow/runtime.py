@@ -19,6 +19,7 @@ from featurestore.online import connect
 from featurestore.schema_registry import SchemaRegistry
 from learner.store import ModelStore
 from onceflow.modules import Definitions
+from onceflow.names import worker_name
 from onceflow.produce import add_partitions, ensure_topics
 from onceflow.reading import admin_client, now_ms, topic_partitions
 from onceflow.services import LiveService, ReplayService
@@ -52,7 +53,7 @@ def wait_for_kafka(kafka: str) -> dict[str, int]:
             return topic_partitions(kafka, admin, ASK_SECONDS)
         except UnavailableError as error:
             if not said:
-                log.warning("%s; retrying", error)
+                log.warning("Kafka does not answer, trying again", extra={"kafka": kafka, "error": error})
                 said = True
             time.sleep(RETRY_SECONDS)
 
@@ -180,5 +181,14 @@ def run_worker(worker: Worker, settings: Settings) -> None:
         delivery=delivery,
         session_timeout_ms=settings.session_timeout_ms,
         alone=settings.alone or worker.options.until_end,
+        client=worker_name(),
     )
+    log.info("the worker starts", extra=_told(worker, settings))
     run(app, worker.main)
+    log.info("the worker has stopped", extra={"events": worker.stats.events})
+
+
+def _told(worker: Worker, settings: Settings) -> dict[str, object]:
+    """What a worker says of itself when it starts."""
+    servers = {"kafka": settings.kafka, "redis": settings.redis}
+    return {**servers, "group": settings.group, "mode": settings.mode, "views": [view.name for view in worker.views]}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
-
-import typer
 
 from featurestore.errors import UnavailableError
 from featurestore.online import connect
@@ -19,6 +18,9 @@ from serving.reader import FeatureReader
 
 GROWTH_SECONDS = 10.0
 """How often Kafka is asked whether topics have more partitions, as a worker does."""
+
+_log = logging.getLogger(__name__)
+
 _PATIENCE_SECONDS = 1.0  # a caller would rather be told than wait
 
 
@@ -57,4 +59,4 @@ async def follow_growth(reader: FeatureReader, kafka: str) -> None:
 
 
 def _say(address: str) -> None:
-    typer.echo(f"serving at {address}")
+    _log.info("serving", extra={"address": address})

@@ -10,6 +10,8 @@ import numpy as np
 from faust import Schema
 from faust.types import TP
 
+from featurestore.values import Values
+
 __all__ = ["TP", "Batch", "BatchSchema", "Delivery"]
 
 
@@ -38,6 +40,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, unpacked."""
+        return Values.of(self.keys).nbytes + Values.of(self.values).nbytes
 
 
 async def _from_the_beginning(_tps: frozenset[TP]) -> Mapping[TP, int | None]:

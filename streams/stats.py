@@ -14,7 +14,7 @@ BOUNDS = np.array([1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1_0
 
 #: Upper bounds of the histogram of seconds that a stage of one turn took.
 SECONDS = np.array([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0])
-#: Upper bounds of the histogram of events in a turn.
+#: Upper bounds of the histograms of records in a batch and of events in a turn.
 SIZES = np.array([1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000])
 
 
@@ -34,6 +34,9 @@ class Stats:
     rejected: Counter[str] = field(default_factory=Counter)
     late: int = 0
     repeats: int = 0
+    fetched_bytes: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by stage of the work
     first_fold: int | None = None  # when the first chunk had been folded, wall-clock time in ms
     first_at: float | None = None
@@ -42,8 +45,22 @@ class Stats:
     cpu_last: float = 0.0
     stream_time: int | None = None
     freshness: NDArray[np.int64] = field(default_factory=lambda: _counts(BOUNDS))
+    freshness_sum: int = 0
+    records: int = 0
+    batches: NDArray[np.int64] = field(default_factory=lambda: _counts(SIZES))
     sizes: NDArray[np.int64] = field(default_factory=lambda: _counts(SIZES))
     stages: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def fetched(self, records: int, size: int) -> None:
+        """Count a batch from Kafka, of so many records and bytes."""
+        self.records += records
+        self.fetched_bytes += size
+        self.batches[np.searchsorted(SIZES, records)] += 1
+
+    def looked_up(self, entities: int, missing: int) -> None:
+        """Count the entities that a turn has to do with, and those of them whose states were not in memory."""
+        self.cache_hits += entities - missing
+        self.cache_misses += missing
 
     def turned(self, events: int) -> None:
         """Count a turn that was stored, and its events."""
@@ -58,6 +75,7 @@ class Stats:
 
     def fresh(self, ages: NDArray[np.int64]) -> None:
         """Count how old records were (ms since they reached Kafka) when their effect could be read."""
+        self.freshness_sum += int(ages.sum())
         self.freshness += np.bincount(np.searchsorted(BOUNDS, ages), minlength=len(BOUNDS) + 1)
 
     def freshness_at(self, quantile: float) -> float | None:

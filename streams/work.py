@@ -107,6 +107,7 @@ class Work:
                     self._flow.states[view.key].stale(p)  # another worker writes there
         with self.timed("prepare"):
             pairs = self._flow.lookups(chunk, wanted)
+        self._stats.looked_up(self._flow.touched, sum(len({e for e, _ in missing}) for missing in pairs.values()))
         requests, places = [], []
         for key, missing in pairs.items():
             state, topic = self._flow.states[key], self._flow.views[key].source.name

@@ -37,6 +37,7 @@ from streams.forgetting import Forgetting
 from streams.ingest import Ingested, ingested
 from streams.messages import Message
 from streams.mirror import Mirror, archive_table
+from streams.notes import Refusals, given_away, taken
 from streams.processor import Processor
 from streams.publisher import Publisher
 from streams.schemas import known_schemas
@@ -92,6 +93,7 @@ class _Log:
 
     begin: int = 0  # first offset that a view or a processor still needs; what is before only the archive does
     expected: int | None = None  # next offset to come from Kafka
+    stored: int = 0  # all before it has been stored
     end: int | None = None  # in a replay: where it ends
     heard: float = 0.0  # when it last brought something
     held: bool = False
@@ -134,6 +136,7 @@ class Worker:
         self._logs: dict[Partition, _Log] = {}
         self._loads: dict[int, Loads] = {}  # what reads the records of each schema
         self._refused: list[Message] = []
+        self._refusals = Refusals()
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
         self._flush_at = 0.0
@@ -206,9 +209,10 @@ class Worker:
         """Take note of where partitions start and, to stop there, where they end."""
         mine = {tp: start for tp, start in starts.items() if (tp.topic, tp.partition) in self._logs}
         ends = await end_offsets(self.app.consumer, mine) if self.options.until_end else {}
+        taken(mine)
         for tp, start in mine.items():
             log = self._logs[tp.topic, tp.partition]
-            log.expected, log.heard, log.end = start, time.monotonic(), ends.get(tp)
+            log.expected, log.stored, log.heard, log.end = start, start, time.monotonic(), ends.get(tp)
             self._drain_at_end((tp.topic, tp.partition))
         for tp, start in starts.items():
             if self.mirror is not None and tp.topic in self.mirrored:
@@ -222,7 +226,17 @@ class Worker:
             self._flush_archives()
             if self.mirror is not None:
                 await self.mirror.flush()
+            given_away(self._logs)
             self._reset()
+
+    def lag(self) -> dict[Partition, int]:
+        """How many offsets of its partitions are still to be stored, as of the last fetches. For any thread."""
+        lags = {}
+        for at, log in list(self._logs.items()):
+            end = None if log.expected is None else self.app.consumer.fetched_end(TP(*at))
+            if end is not None:
+                lags[at] = max(0, end - log.stored)
+        return lags
 
     # --- records come in ----------------------------------------------------------------------------------------
 
@@ -246,6 +260,7 @@ class Worker:
             raise GapError(
                 f"{batch.topic}[{batch.partition}]: expected offset {log.expected}, Kafka gave {batch.start}"
             )
+        self.stats.fetched(len(batch), batch.nbytes)
         log.expected, log.heard = batch.next, time.monotonic()
         self._inbox[batch.topic].append(batch)
 
@@ -290,6 +305,7 @@ class Worker:
             rejects = [refused for refused in rejects if refused.offset >= begin]
             erasures = [erasure for erasure in erasures if erasure.offset >= begin]
         self.stats.rejected.update(refused.error for refused in rejects)
+        self._refusals.note(partition, rejects)
         self._refused += [refused.message for refused in rejects]
         self._aligner.push(partition, events, max(start, begin), end, erasures)
         if not self.options.replay:
@@ -451,8 +467,9 @@ class Worker:
             stats.fresh(np.maximum(wall - frame["_timestamp"].to_numpy(), 0))
             stats.stream_time = max(stats.stream_time or 0, int(frame["_time"].to_numpy().max()))
         for partition, (_, end) in turn.chunk.spans.items():
-            self.app.consumer.done(TP(*partition), end >> self.sources[partition[0]].row_bits)
             log = self._logs[partition]
+            log.stored = end >> self.sources[partition[0]].row_bits
+            self.app.consumer.done(TP(*partition), log.stored)
             if log.held and self._aligner.buffered(partition) <= self.options.buffer // 2:
                 log.held, log.heard = False, stats.last_at
                 self.app.consumer.release(TP(*partition))

@@ -14,9 +14,9 @@ from featurestore.errors import ConfigError
 from featurestore.online import connect
 from featurestore.registry import Registry
 from onceflow import modules, settings
+from onceflow.escaping import escaped
 from onceflow.forget import Target, erase_older, records, send, targets
 from onceflow.modules import Definitions
-from onceflow.quarantine import escaped
 from onceflow.reading import topic_partitions
 from onceflow.runtime import views_of
 from onceflow.settings import Settings

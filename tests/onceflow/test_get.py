@@ -171,7 +171,7 @@ def test_serve_answers_over_http_until_interrupted(project):
     command = [sys.executable, "-m", "onceflow", "serve", "-m", "features.py", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stdout.readline() == f"serving at http://127.0.0.1:{port}\n", server.stderr.read()
+            assert server.stderr.readline().endswith(f"info    serving  address=http://127.0.0.1:{port}\n")
             body = {"features": ["cards:spend_1h"], "entities": {"card": ["[red]7"]}, "as_of": AT}
             answer = httpx.post(f"http://127.0.0.1:{port}/get-online-features", json=body).json()
             again = subprocess.run(command, capture_output=True, text=True, check=False)
