@@ -209,7 +209,8 @@ class ViewState:
         lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
         sizes = kernel.sizes_of(self._words, slots, lexicon, mark)
         out = matrix(1, int(kernel.room_for(sizes).sum()), np.int64)[0]
-        ends = kernel.encode_short(self._words, slots, sizes, out, lexicon, mark + len(slots))
+        state = np.empty(int(sizes.max()), np.int64)
+        ends = kernel.encode_short(self._words, slots, sizes, out, state, lexicon, mark + len(slots))
         raw, starts = out.view(np.uint8), np.append(0, ends[:-1])
         partitions, entities = self._words[slots + layout.PARTITION], self._words[slots + layout.ENTITY]
         changes = []

@@ -141,16 +141,17 @@ def encode_short(
     slots: NDArray[np.int64],
     sizes: NDArray[np.int64],
     out: NDArray[np.int64],
+    state: NDArray[np.int64],
     lexicon: Lexicon,
     mark: int,
 ) -> NDArray[np.int64]:
     """Write the slots' states squeezed, as they are stored; returns where each one ends.
 
-    `sizes` are those of `sizes_of`; `out` must have room for `room_for` each.
+    `sizes` are those of `sizes_of`; `out` must have room for `room_for` each, `state` for the largest.
     """
-    ends, whole = np.empty(slots.shape[0], np.int64), np.empty(sizes.max(), np.int64)
+    ends, to = np.empty(slots.shape[0], np.int64), 0
     words, slots, sizes, out, lexicon = bared(words), bared(slots), bared(sizes), bared(out), bared(lexicon)
-    state, to = bared(whole), 0
+    state = bared(state)  # no array of this function: Numba lets such go as soon as it is made bare
     for i in range(slots.shape[0]):
         _write(words, slots[i], lexicon, mark + i, state, ZERO)
         ends[i] = to = squeeze(state, sizes[i], out, to)
