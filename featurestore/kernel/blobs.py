@@ -151,7 +151,7 @@ def encode_short(
     """
     ends, to = np.empty(slots.shape[0], np.int64), 0
     words, slots, sizes, out, lexicon = bared(words), bared(slots), bared(sizes), bared(out), bared(lexicon)
-    state = bared(state)  # no array of this function: Numba lets such go as soon as it is made bare
+    state = bared(state)
     for i in range(slots.shape[0]):
         _write(words, slots[i], lexicon, mark + i, state, ZERO)
         ends[i] = to = squeeze(state, sizes[i], out, to)
