@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from onceflow import cli
 from onceflow.produce import produce_frame
+from tests.onceflow.projects import write_project
 
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = """
@@ -33,10 +34,9 @@ PATIENCE_SECONDS = 60
 
 @pytest.fixture
 def topic(tmp_path, embedded_pair, prefix, monkeypatch):
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
-    settings = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url, "group": prefix}
-    text = "".join(f'{name} = "{value}"\n' for name, value in settings.items())
-    (tmp_path / "onceflow.toml").write_text(text + "chunk = 500\nalone = true\nmirror = false\n")
+    servers = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url}
+    options = {"group": prefix, "chunk": 500, "alone": True, "mirror": False}
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), **servers, **options)
     monkeypatch.chdir(tmp_path)
     return f"{prefix}payments"
 
