@@ -103,10 +103,10 @@ class ViewState:
         words = self._nothing() if blob is None else words_of(blob)
         if blob is not None and not self._take_texts(words):
             raise self._unreadable(entity)
-        self._put(np.array([entity]), np.array([partition]), words, np.zeros(1, np.int64))
+        self._put(entity, partition, words)
         slot = self._slots[entity, partition : partition + 1]
         if self.plan.has_texts and not kernel.knows_all(self._words, slot, self.texts.lexicon, self.texts.marks(1)):
-            self._put(np.array([entity]), np.array([partition]), self._nothing(), np.zeros(1, np.int64))
+            self._put(entity, partition, self._nothing())
             raise self._unreadable(entity)
         self._loaded[entity, partition] = True
 
@@ -115,38 +115,28 @@ class ViewState:
         self.load(entity, partition, None)
         self._erased.add((entity, partition))
 
-    def _put(
-        self,
-        entities: NDArray[np.int64],
-        partitions: NDArray[np.int64],
-        blobs: NDArray[np.int64],
-        starts: NDArray[np.int64],
-    ) -> None:
-        """Take encoded states that begin at `starts`."""
-        self._make_room(4 * len(blobs))
-        kernel.load(self._words, self._slots, entities, partitions, blobs, starts)
+    def _put(self, entity: int, partition: int, words: NDArray[np.int64]) -> None:
+        """Take the words of a state."""
+        self._make_room(4 * len(words))
+        kernel.load(self._words, self._slots, entity, partition, words)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory, about, that the entities take."""
         return 8 * int(self._words[layout.USED]) + self.names.nbytes + len(self.names) * (9 * self.partitions + 8)
 
-    def newest(self, count: int) -> ViewState:
-        """A state of the `count` entities that were used last: the others must be looked up again, so all be stored."""
+    def keep_newest(self, count: int) -> None:
+        """Forget all but the `count` entities used last; those must be looked up again, so all changes be stored."""
         oldest_first = np.argsort(self._used[: len(self.names)], kind="stable")
         kept = np.sort(oldest_first[len(oldest_first) - count :])
-        state = ViewState(self.plan, self.partitions)
-        state.number(self.names.taken(kept))
-        rows, partitions = np.nonzero(self._slots[kept])
-        slots = self._slots[kept[rows], partitions]
-        blobs, starts = self._encoded(slots)
-        state._put(rows, partitions, blobs, starts)
-        state._loaded[: len(kept)], state._used[: len(kept)] = self._loaded[kept], self._used[kept]
-        state.texts, state._turn = self.texts, self._turn
-        for partition in range(self.partitions):
-            if (clock := self.clock(partition)) is not None:
-                state.set_clock(partition, clock)
-        return state
+        names, self.names = self.names, Names()
+        self.names.number(names.taken(kept))
+        self._slots, self._loaded, self._used = self._slots[kept], self._loaded[kept], self._used[kept]
+        self._last = np.full(count, -1, np.int32)
+        self._fresh.clear()
+        rows, partitions = np.nonzero(self._slots)
+        self._words[self._slots[rows, partitions] + layout.ENTITY] = rows
+        kernel.compact(self._words, self._slots)
 
     def run(self, steps: Steps, inputs: Inputs, *, emit: bool) -> Results:
         """Do the steps in order: fold events, read entities. With `emit`, features come out after each event too.
@@ -236,7 +226,7 @@ class ViewState:
         sizes = kernel.sizes_of(self._words, slots, lexicon, mark)
         out = matrix(1, int(kernel.room_for(sizes).sum()), np.int64)[0]
         state = np.empty(int(sizes.max()), np.int64)
-        ends = kernel.encode_short(self._words, slots, sizes, out, state, lexicon, mark + len(slots))
+        ends = kernel.encode(self._words, slots, sizes, out, state, lexicon, mark + len(slots))
         raw, starts = out.view(np.uint8), np.append(0, ends[:-1])
         partitions, entities = self._words[slots + layout.PARTITION], self._words[slots + layout.ENTITY]
         changes = []
@@ -245,15 +235,6 @@ class ViewState:
             blobs = Values[bytes](raw, 8 * starts[rows], 8 * (ends - starts)[rows])
             changes.append(Changes(partition, self.names.taken(entities[rows]), blobs))
         return changes
-
-    def _encoded(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The slots' states one after another, not squeezed; and where each begins."""
-        lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
-        sizes = kernel.sizes_of(self._words, slots, lexicon, mark)
-        ends = np.cumsum(sizes)
-        out = np.empty(int(ends[-1]) if len(ends) else 0, np.int64)
-        kernel.encode(self._words, slots, ends, out, lexicon, mark + len(slots))
-        return out, ends - sizes
 
     def _nothing(self) -> NDArray[np.int64]:
         runs = len(self.plan.tracks)
@@ -306,7 +287,7 @@ class ViewState:
 
 
 def words_of(blob: bytes | memoryview) -> NDArray[np.int64]:
-    """The words of a stored state, as `kernel.encode` writes them; none where it is damaged."""
+    """The words of a stored state, not squeezed any more; none where it is damaged."""
     whole = np.frombuffer(blob[: len(blob) // 8 * 8], np.int64)
     return _frozen(kernel.expanded(whole if 8 * len(whole) == len(blob) else whole[:0]))
 

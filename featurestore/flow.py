@@ -134,7 +134,7 @@ class Flow:
         if sum(sizes.values()) > budget:
             for key, state in self.states.items():
                 if sizes[key] * len(sizes) > budget // 2:
-                    self.states[key] = state.newest(len(state.names) // 2)
+                    state.keep_newest(len(state.names) // 2)
 
     def next_offset(self, view_key: str, partition: Partition) -> int | None:
         """First offset of the partition that the view has not folded."""

@@ -79,7 +79,8 @@ def shape_of(kind: Descriptor, head: bytes, columns: Mapping[str, str], paths: M
 def read(values: Values[bytes | None], names: Names, shape: Shape) -> Parsed:
     """Read what is plain among the records that begin as the shape says."""
     out = nothing_parsed(names, len(values), shape.names)
-    read_all(values.buffer, values.starts, values.lengths, names, shape, out)
+    frames = np.empty((kernel.DEPTH, 2), np.int64)
+    read_all(values.buffer, values.starts, values.lengths, names, shape, out, frames)
     return out
 
 

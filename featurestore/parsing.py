@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from featurestore.kernel.numerals import powers_of_five
-from featurestore.kernel.objects import BOOL, FLOAT, INT, KEY, STR, TIME, Names, Parsed, parse_all
+from featurestore.kernel.objects import BOOL, FLOAT, INT, KEY, STR, TIME, UNKNOWN, Names, Parsed, parse_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +60,8 @@ def names_of(
 def parsed(names: Names, values: Values[bytes | None]) -> Parsed:
     """Parse what is plain among the values."""
     out = nothing_parsed(names, len(values), np.empty(int(np.maximum(values.lengths, 0).sum()), np.uint8))
-    parse_all(values.buffer, values.starts, values.lengths, names, out)
+    guesses = np.full(len(names.kinds) + 1, UNKNOWN, np.int64)
+    parse_all(values.buffer, values.starts, values.lengths, names, out, guesses)
     return out
 
 

@@ -121,7 +121,7 @@ class Plan:
         if None in most:
             return None
         tiles = sum(m * row[at.STRIDE] for m, row in zip(most, self.tracks, strict=True) if m)
-        return room_for(at.HEAD + len(most) + tiles)
+        return int(room_for(at.HEAD + len(most) + tiles))
 
     def _most(self, row: Sequence[int]) -> int | None:
         """The most tiles or records of a track; None where there is no limit."""

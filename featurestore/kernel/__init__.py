@@ -4,7 +4,7 @@ One kernel serves stream and batch. It works on plain arrays, in the order it is
 expire it: a tile out of every window is dropped whole.
 """
 
-from featurestore.kernel.blobs import encode, encode_short, end_of_runs, knows_all, load, sizes_of, take_dirty
+from featurestore.kernel.blobs import encode, end_of_runs, knows_all, load, sizes_of, take_dirty
 from featurestore.kernel.compacting import compact
 from featurestore.kernel.layout import FOLDED, FORMAT, HEAD, KEYLESS, LATE, OVERFLOW, Inputs, Results, Steps
 from featurestore.kernel.ordering import by_group, merged_by_group
@@ -24,7 +24,6 @@ __all__ = [
     "by_group",
     "compact",
     "encode",
-    "encode_short",
     "end_of_runs",
     "expanded",
     "knows_all",

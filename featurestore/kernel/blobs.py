@@ -124,21 +124,6 @@ def sizes_of(words: Words, slots: NDArray[np.int64], lexicon: Lexicon, mark: int
 def encode(
     words: Words,
     slots: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    out: NDArray[np.int64],
-    lexicon: Lexicon,
-    mark: int,
-) -> None:
-    """Write the slots' states one after another; `ends` says where each one ends. Of marks see `sizes_of`."""
-    words, slots, ends, out, lexicon = bared(words), bared(slots), bared(ends), bared(out), bared(lexicon)
-    for i in range(slots.shape[0]):
-        _write(words, slots[i], lexicon, mark + i, out, 0 if i == 0 else ends[i - 1])
-
-
-@entry
-def encode_short(
-    words: Words,
-    slots: NDArray[np.int64],
     sizes: NDArray[np.int64],
     out: NDArray[np.int64],
     state: NDArray[np.int64],
@@ -151,7 +136,7 @@ def encode_short(
     """
     ends, to = np.empty(slots.shape[0], np.int64), 0
     words, slots, sizes, out, lexicon = bared(words), bared(slots), bared(sizes), bared(out), bared(lexicon)
-    state = bared(state)  # no array of this function: Numba lets such go as soon as it is made bare
+    state = bared(state)
     for i in range(slots.shape[0]):
         _write(words, slots[i], lexicon, mark + i, state, ZERO)
         ends[i] = to = squeeze(state, sizes[i], out, to)
@@ -246,34 +231,19 @@ def _are_sound(words: Words, t: int, blob: NDArray[np.int64], at: int, tiles: in
 
 
 @entry
-def load(
-    words: Words,
-    slots: NDArray[np.int64],
-    entities: NDArray[np.int64],
-    partitions: NDArray[np.int64],
-    blobs: NDArray[np.int64],
-    starts: NDArray[np.int64],
-) -> None:
-    """Put encoded states (already checked), which begin at `starts`, in place of what entities have on partitions."""
-    words, slots, blobs, starts = bared(words), bared(slots), bared(blobs), bared(starts)
-    for i in range(starts.shape[0]):
-        _put(words, slots, entities[i], partitions[i], blobs, starts[i])
-
-
-@compiled
-def _put(
-    words: Words, slots: NDArray[np.int64], entity: int, partition: int, blob: NDArray[np.int64], begin: int
-) -> None:
+def load(words: Words, slots: NDArray[np.int64], entity: int, partition: int, blob: NDArray[np.int64]) -> None:
+    """Put the words of a state (already checked) in place of what an entity has on a partition."""
+    words, slots, blob = bared(words), bared(slots), bared(blob)
     h = slots[entity, partition]
     if h == 0:
         h = slots[entity, partition] = new_slot(words, entity, partition)
     forget(words, h)
     forget_bags(words, h)
-    words[h + NEWEST], words[h + LAST_OFFSET] = blob[begin + 1], blob[begin + 2]
+    words[h + NEWEST], words[h + LAST_OFFSET] = blob[1], blob[2]
     runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
-    at = begin + HEAD + runs
+    at = HEAD + runs
     for run in range(runs):
-        t, tiles = words[TRACKS] + run * TRACK_WORDS, blob[begin + HEAD + run]
+        t, tiles = words[TRACKS] + run * TRACK_WORDS, blob[HEAD + run]
         set_count(words, h, t, ZERO)
         size_class = class_for(words, tiles)
         if tiles and size_class > class_of(words, h, t):

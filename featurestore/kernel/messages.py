@@ -53,10 +53,9 @@ class Shape(NamedTuple):
 
 
 @entry
-def read_all(buffer: Bytes, starts: Ints, lengths: Ints, names: Names, shape: Shape, out: Parsed) -> None:
-    """Read each record of the buffer that begins as the shape says, and is plain."""
+def read_all(buffer: Bytes, starts: Ints, lengths: Ints, names: Names, shape: Shape, out: Parsed, frames: Ints) -> None:
+    """Read each record of the buffer that begins as the shape says, and is plain; `frames` is room, (DEPTH, 2)."""
     text, known, made, found = bared(buffer), bared(names), bared(shape), bared(out)
-    frames = np.empty((DEPTH, 2), np.int64)
     stack, head = bared(frames), made.head.shape[0]
     for row in range(starts.shape[0]):
         if head <= lengths[row] <= known.limits[1] and _begins(text, starts[row], made.head):

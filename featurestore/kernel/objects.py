@@ -25,7 +25,7 @@ STR, INT, FLOAT, BOOL, TIME, KEY = range(6)
 INLINE = 12
 
 # No column of that name; none, and the record is not for this parser.
-_UNKNOWN, _REFUSED = -1, -2
+UNKNOWN, _REFUSED = -1, -2
 _QUOTE, _BACKSLASH, _COLON, _COMMA, _OPEN, _CLOSE = (ord(c) for c in '"\\:,{}')
 _NOUGHT, _NINE, _A, _F, _U = (ord(c) for c in "09afu")
 _ESCAPES = np.array([[ord(a), ord(b)] for a, b in zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True)], np.int64)
@@ -62,11 +62,12 @@ class Parsed(NamedTuple):
 
 
 @entry
-def parse_all(buffer: Bytes, starts: Ints, lengths: Ints, names: Names, out: Parsed) -> None:
-    """Parse each record of the buffer that is a plain object."""
-    text, known, found = bared(buffer), bared(names), bared(out)
-    guesses = np.full(known.kinds.shape[0] + 1, _UNKNOWN, np.int64)  # by place in the object: the column found last
-    guess = bared(guesses)
+def parse_all(buffer: Bytes, starts: Ints, lengths: Ints, names: Names, out: Parsed, guesses: Ints) -> None:
+    """Parse each record of the buffer that is a plain object.
+
+    `guesses` are by place in an object the column found last, UNKNOWN at first; one place more than there are columns.
+    """
+    text, known, found, guess = bared(buffer), bared(names), bared(out), bared(guesses)
     for row in range(starts.shape[0]):
         if 0 < lengths[row] <= known.limits[1]:
             end = starts[row] + lengths[row]
@@ -107,7 +108,7 @@ def _member(
     if column == _REFUSED or at >= end or text[at] != _COLON:
         return -1, seen
     at = _blank(text, at + 1, end)
-    if column == _UNKNOWN:
+    if column == UNKNOWN:
         return _skipped(text, at, end, names, out), seen
     if seen >> column & 1:
         return -1, seen
@@ -135,7 +136,7 @@ def _column(text: Bytes, begin: int, end: int, names: Names, guess: Ints, nth: i
         if _is_name(text, begin, end, names, column):
             guess[place] = column
             return column
-    return _UNKNOWN
+    return UNKNOWN
 
 
 @inlined

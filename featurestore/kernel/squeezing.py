@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numba.extending import register_jitable
 
 from featurestore.kernel.bare import bared
 from featurestore.kernel.layout import ZERO, compiled, entry
@@ -26,6 +27,7 @@ BLOCK = 31
 _NOTHING, _ONE, _AGAIN, _WRITTEN = range(4)
 
 
+@register_jitable
 def room_for(size: Size) -> Size:
     """The most words that so many take when they are squeezed."""
     return size + size // BLOCK + 1
@@ -57,7 +59,7 @@ def squeeze(words: Words, size: int, out: Words, to: int) -> int:
 @entry
 def squeezed(words: NDArray[np.int64]) -> NDArray[np.int64]:
     """The words, squeezed."""
-    out = np.empty(words.shape[0] + words.shape[0] // BLOCK + 1, np.int64)
+    out = np.empty(room_for(words.shape[0]), np.int64)
     return out[: squeeze(bared(words), words.shape[0], bared(out), ZERO)]
 
 

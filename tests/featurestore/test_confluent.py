@@ -14,14 +14,11 @@ from hypothesis import strategies as st
 
 from featurestore import Source
 from featurestore.confluent import ids_of, loader_of, plain
-from featurestore.decoding import MAX_TIME
 from featurestore.errors import ConfigError, UnavailableError
 from featurestore.formats import decode
 from featurestore.schema_registry import SchemaRegistry
 from tests import schema_registry
-
-SCHEMA = {"id": str, "at": "timestamp[ms]", "n": int, "x": float, "ok": bool, "note": str}
-GOOD = {"id": "a", "at": 1_700_000_000_000, "n": 1, "x": 1.5, "ok": True, "note": "hi"}
+from tests.featurestore.payments import GOOD, SCHEMA, framed, payments
 
 
 def record(*fields):
@@ -50,10 +47,6 @@ def source(kind="avro", **options):
     return Source("payments", schema=SCHEMA, event_time="at", key="id", format=kind, **options)
 
 
-def framed(number, content):
-    return b"\0" + number.to_bytes(4, "big") + content
-
-
 def avro(schema, event, number=1):
     out = io.BytesIO()
     fastavro.schemaless_writer(out, fastavro.parse_schema(schema), event)
@@ -64,21 +57,8 @@ def loaders(**extra):
     return {1: loader_of("AVRO", json.dumps(FIRST)), 2: loader_of("AVRO", json.dumps(LATER)), **extra}
 
 
-events = st.fixed_dictionaries(
-    {
-        "id": st.text(min_size=1, max_size=9),
-        "at": st.integers(0, MAX_TIME),
-        "n": st.none() | st.integers(-(2**63), 2**63 - 1),
-        "x": st.none() | st.floats(allow_nan=False, allow_infinity=False),
-        "ok": st.none() | st.booleans(),
-        "note": st.none() | st.text(max_size=9),
-    }
-)
-
-
-@given(st.lists(events, max_size=9))
+@given(st.lists(payments, max_size=9))
 def test_avro_gives_the_columns_of_the_same_events_as_json(rows):
-    rows = [{name: row[name] for name in SCHEMA} for row in rows]
     decoded = decode(source(), [avro(FIRST, row) for row in rows], loaders())
     assert decoded.rejects == []
     assert repr(decoded.frame.to_dicts()) == repr(rows)

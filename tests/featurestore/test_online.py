@@ -8,6 +8,7 @@ import logging
 import random
 import threading
 import time
+from functools import partial
 
 import pytest
 import redis
@@ -17,11 +18,13 @@ from featurestore.errors import ConfigError, FormatError, GapError, StateError, 
 from featurestore.keys import key_prefix, position_key
 from featurestore.online import Commit, Position, connect
 from featurestore.stores import DROPPING
+from tests.featurestore import redis_server
 from tests.featurestore.helpers import NOON, do, event, made, numbered, read, state_of
 from tests.featurestore.redis_server import SERVERS, CuttingProxy, RedisServer
 
 VIEW = "activity@c0ffee"
 ENTITIES = [b"i%d" % i for i in range(40)]
+opened = partial(redis_server.opened, patience=5.0)
 
 
 @pytest.fixture(params=SERVERS)
@@ -34,15 +37,6 @@ def server(request, tmp_path):
 def durable(request, tmp_path):
     with RedisServer(request.param, tmp_path, "--appendonly", "yes", "--appendfsync", "no") as running:
         yield running
-
-
-@contextlib.asynccontextmanager
-async def opened(url, patience=5.0):
-    store = connect(url, patience)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def step(start, upto, ttl=None):

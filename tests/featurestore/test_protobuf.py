@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 
 from featurestore import Source
 from featurestore.confluent import loader_of
-from featurestore.decoding import MAX_TIME
 from featurestore.errors import ConfigError
 from featurestore.formats import decode
 from featurestore.protobuf import compiled, compiler, type_at
 from featurestore.schema_registry import SchemaRegistry
 from tests import schema_registry
+from tests.featurestore.payments import GOOD, SCHEMA, framed, payments
 
-SCHEMA = {"id": str, "at": "timestamp[ms]", "n": int, "x": float, "ok": bool, "note": str}
-GOOD = {"id": "a", "at": 1_700_000_000_000, "n": 1, "x": 1.5, "ok": True, "note": "hi"}
 FIRST = """
 syntax = "proto3";
 message Payment {
@@ -64,10 +62,6 @@ def source(**options):
     return Source("payments", schema=schema, event_time="at", key="id", format="protobuf", **options)
 
 
-def framed(number, content):
-    return b"\0" + number.to_bytes(4, "big") + content
-
-
 def message_class(text, path=(0,), imports=None):
     return message_factory.GetMessageClass(type_at(*compiled(text, imports or {}), path))
 
@@ -93,21 +87,9 @@ class Schema:
 
 first, bare, nested = Schema(FIRST), Schema(BARE), Schema(NESTED, PAYMENT)
 
-events = st.fixed_dictionaries(
-    {
-        "id": st.text(min_size=1, max_size=9),
-        "at": st.integers(0, MAX_TIME),
-        "n": st.none() | st.integers(-(2**63), 2**63 - 1),
-        "x": st.none() | st.floats(allow_nan=False, allow_infinity=False),
-        "ok": st.none() | st.booleans(),
-        "note": st.none() | st.text(max_size=9),
-    }
-)
 
-
-@given(st.lists(events, max_size=9))
+@given(st.lists(payments, max_size=9))
 def test_protobuf_gives_the_columns_of_the_same_events_as_json(rows):
-    rows = [{name: row[name] for name in SCHEMA} for row in rows]
     decoded = decode(source(), [first.record(**row) for row in rows], {1: first.loads})
     assert decoded.rejects == []
     assert repr(decoded.frame.to_dicts()) == repr(rows)

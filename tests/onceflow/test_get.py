@@ -26,6 +26,7 @@ from onceflow.children import free_port
 from onceflow.commands.get import entity_of
 from onceflow.modules import load
 from onceflow.produce import ensure_topics
+from tests.onceflow.projects import write_project
 from tests.serving.helpers import Groups, Pairs
 
 DEFINITIONS = """
@@ -59,9 +60,8 @@ PARTITIONS = 3
 @pytest.fixture
 def project(tmp_path, embedded_pair, prefix, monkeypatch):
     """A project whose views hold two payments of one card in one shop."""
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
-    settings = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url}
-    (tmp_path / "onceflow.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in settings.items()))
+    servers = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url}
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), **servers)
     monkeypatch.chdir(tmp_path)
     definitions = load(str(tmp_path / "features.py"))
     ensure_topics(embedded_pair.kafka, {f"{prefix}payments": PARTITIONS})

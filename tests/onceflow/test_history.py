@@ -141,7 +141,7 @@ class Visits:
 def test_check_says_what_states_take_with_bags_texts_and_sessions(project):
     (project / "lists.py").write_text(LISTS)
     text = run("check", "-m", "lists.py").stdout
-    registers, categories = 8 * (3 + 1 + 256 * 3), 8 * (3 + 1 + (10 + 1) * 3)
+    registers, categories = (8 * (words + words // 31 + 1) for words in (3 + 1 + 256 * 3, 3 + 1 + (10 + 1) * 3))
     assert f"state of an entity on a partition: at most {registers:,} bytes\n" in text
     assert f"state of an entity on a partition: at most {categories:,} bytes, and its texts\n" in text
     assert "state of an entity on a partition: in proportion to the events in its windows, and its texts\n" in text

@@ -16,6 +16,7 @@ from onceflow.commands.status import Sizes, measured
 from onceflow.modules import load
 from onceflow.produce import ensure_topics, produce_frame
 from tests.onceflow.processes import hears, onceflow, until
+from tests.onceflow.projects import write_project
 
 DEFINITIONS = """
 from featurestore import Count, Entity, Source, view
@@ -32,9 +33,7 @@ EVENTS = pl.DataFrame({"card": ["a", "b", "c"], "at": [AT] * 3})
 
 @pytest.fixture
 def view(tmp_path, pair, prefix, monkeypatch):
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
-    settings = {"kafka": pair.kafka, "redis": pair.redis_url}
-    (tmp_path / "onceflow.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in settings.items()))
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), kafka=pair.kafka, redis=pair.redis_url)
     monkeypatch.chdir(tmp_path)
     view = load(str(tmp_path / "features.py")).views["cards"]
     yield view

@@ -20,6 +20,7 @@ from onceflow import cli, embedded
 from onceflow.children import free_port
 from onceflow.produce import ensure_topics, produce_frame
 from tests.onceflow.processes import PATIENCE_SECONDS, hears, onceflow, told_to_stop, until
+from tests.onceflow.projects import write_project
 from tests.onceflow.test_embedded import gone
 
 DEFINITIONS = """
@@ -38,10 +39,9 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 @pytest.fixture
 def topic(tmp_path, embedded_pair, prefix, monkeypatch):
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
-    settings = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url, "group": prefix}
-    text = "".join(f'{name} = "{value}"\n' for name, value in settings.items())
-    (tmp_path / "onceflow.toml").write_text(text + f"chunk = 500\nmirror = false\nhttp_port = {free_port()}\n")
+    servers = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url}
+    options = {"group": prefix, "chunk": 500, "mirror": False, "http_port": free_port()}
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), **servers, **options)
     monkeypatch.chdir(tmp_path)
     ensure_topics(embedded_pair.kafka, {f"{prefix}payments": PARTITIONS})
     return f"{prefix}payments"
