@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import faust
@@ -28,6 +28,7 @@ __all__ = ["App", "Main", "build_app", "run", "run_app"]
 log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
 Receive = Callable[[Batch], Awaitable[None]]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP_SECONDS = 4.5
 """Seconds that what is under way gets to be stored, once the process was told to stop."""
 REMIND = 30.0
@@ -178,10 +179,16 @@ def run(app: App, main: Main | None = None) -> None:
 
     What is still under way `STOP_SECONDS` later, or at a second signal, is given up: the process ends with exit code 1.
     """
-    asyncio.run(_until_signalled(app, main))
+    told: list[int] = []  # before there was a loop that listens: what a handler raises would leave one half made
+    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in _SIGNALS}
+    try:
+        asyncio.run(_until_signalled(app, main, told))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-async def _until_signalled(app: App, main: Main | None) -> None:
+async def _until_signalled(app: App, main: Main | None, told: Sequence[int]) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(run_app(app, main))
 
@@ -191,8 +198,10 @@ async def _until_signalled(app: App, main: Main | None) -> None:
         task.cancel()
         loop.call_later(STOP_SECONDS, _give_up)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, stop)
+    if told:
+        stop()
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()

@@ -123,7 +123,7 @@ def test_events_that_the_model_did_not_answer_in_time_are_learnt_and_not_scored(
     answers = pl.when(~late).then(pl.col("prediction", "probability", "model_version"))
     predictions = predictions.with_columns(answers, pl.when(late).then(pl.lit(TIMEOUT)).alias("_error"))
     sent(embedded_pair.kafka, service, predictions, labels)
-    one, _ = replay(embedded_pair.kafka, tmp_path, service)
+    one = replay(embedded_pair.kafka, tmp_path, service)
     assert bits(one.loop) == bits(expected_loop(service, predictions, labels))
     assert not any(one.inputs.skipped.values())
     assert 0 < one.summary["labels_unscored"] < one.summary["labels_joined"]
