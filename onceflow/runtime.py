@@ -27,10 +27,11 @@ from onceflow.settings import Settings
 from streams.app import build_app, run
 from streams.messages import feature_topic, prediction_topic
 from streams.mirror import Decode, Mirror, decode_features, predictions_decoder
+from streams.options import Options
 from streams.processor import Processor
 from streams.publisher import Publisher
 from streams.transport import Delivery
-from streams.worker import Options, Worker
+from streams.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +75,13 @@ class Stats:
         """Count what a stage of a turn took."""
         self.seconds[stage] += seconds
         self.stages.setdefault(stage, _counts(SECONDS))[np.searchsorted(SECONDS, seconds)] += 1
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time spent inside under `stage`."""
+        begun = time.perf_counter()
+        yield
+        self.spent(stage, time.perf_counter() - begun)
 
     def fresh(self, ages: NDArray[np.int64]) -> None:
         """Count how old records were (ms since they reached Kafka) when their effect could be read."""

@@ -5,9 +5,7 @@ No I/O happens here. A `Turn` says what to send and what to commit; the worker d
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,7 +103,7 @@ class Work:
             for p in range(self._flow.states[view.key].partitions):
                 if (view.source.name, p) not in self._owned:
                     self._flow.states[view.key].stale(p)  # another worker writes there
-        with self.timed("prepare"):
+        with self._stats.timed("prepare"):
             pairs = self._flow.lookups(chunk, wanted)
         self._stats.looked_up(self._flow.touched, sum(len({e for e, _ in missing}) for missing in pairs.values()))
         requests, places = [], []
@@ -134,19 +132,19 @@ class Work:
             for p in chunk.spans
             if p[0] == view.source.name
         }
-        with self.timed("fold"):
+        with self._stats.timed("fold"):
             outputs = self._flow.run(chunk, emit=publish)
-        with self.timed("predict"):
+        with self._stats.timed("predict"):
             reads = {read: frame for output in outputs.values() for read, frame in output.reads.items()}
             predictions = [(x, self._process(x, chunk, reads)) for x in self._processors]
             checkpoints = [x.checkpoint() for x in self._processors]
         spans = {at: _span(chunk, at[1], before) for at, before in views.items()}
-        with self.timed("encode"):
+        with self._stats.timed("encode"):
             # In this order: a view that ran ahead of a prediction would show it the future.
             new = {at for at, before in views.items() if before is None}
             commits = [*self._prediction_commits(chunk), *self._view_commits(spans, new, now)]
             self._flow.forget_oldest(self._memory)
-        with self.timed("messages"):
+        with self._stats.timed("messages"):
             messages = list(self._messages(outputs, predictions, spans, publish=publish))
         return Turn(chunk, messages, checkpoints, commits)
 
@@ -216,13 +214,6 @@ class Work:
         for record in _records(view.source, output.overflowed):
             self._stats.rejected["overflow"] += 1
             yield rejected(record, "overflow", f"an integer sum of {view.key} would overflow")
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Count the time spent inside under `stage`."""
-        begun = time.perf_counter()
-        yield
-        self._stats.spent(stage, time.perf_counter() - begun)
 
 
 def _key(processor: Processor) -> str:

@@ -14,30 +14,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import polars as pl
 
-from featurestore.align import Aligner, Chunk, Partition
-from featurestore.confluent import Loads, Schemas
+from featurestore.align import Chunk, Partition
+from featurestore.confluent import Schemas
 from featurestore.definitions import View
 from featurestore.errors import FencedError, GapError, StateError
-from featurestore.forgotten import archive_revision
 from featurestore.offline import GridWriter
-from featurestore.repeats import Repeats
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
 from streams.forgetting import Forgetting
-from streams.ingest import Ingested, ingested
-from streams.messages import Message
-from streams.mirror import Mirror, archive_table
-from streams.notes import Refusals, given_away, taken
+from streams.intake import Intake
+from streams.mirror import Mirror
+from streams.notes import given_away, taken
+from streams.options import Options
 from streams.processor import Processor
 from streams.publisher import Publisher
 from streams.schemas import known_schemas
@@ -59,51 +54,6 @@ FENCED_AGAIN = 5.0
 """Who is fenced once more within so many seconds fights with another group, and stops."""
 FLUSH_SECONDS = 5.0
 """How long what has come may be missing from the files of a live worker."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a worker runs.
-
-    `replay`: history, as fast as it goes; partitions wait for each other without bound, and event time is the clock.
-    `until_end` (with replay): stop where the topics ended when the worker began. `max_wait` is how long (seconds) a
-    live worker waits for a silent partition before it goes on without it. `chunk` is how many events make a turn,
-    about; `buffer` how many of one partition may wait. Where `archive` is a folder, raw events are kept there. `memory`
-    is how many bytes of states are held, about: the online store has them all. In the folder `forgotten` it is written
-    down which entities were erased: that of the archive, if there is one.
-    """
-
-    replay: bool = False
-    until_end: bool = False
-    max_wait: float = 0.02
-    chunk: int = 100_000
-    buffer: int = 200_000
-    archive: Path | None = None
-    forgotten: Path | None = None
-    grid: int = 65_536
-    memory: int = 2 << 30
-
-
-@dataclass
-class _Log:
-    """Where a source partition stands between Kafka and the merged order.
-
-    Offsets are those of records but for `begin`, which is an event's.
-    """
-
-    begin: int = 0  # first offset that a view or a processor still needs; what is before only the archive does
-    expected: int | None = None  # next offset to come from Kafka
-    stored: int = 0  # all before it has been stored
-    end: int | None = None  # in a replay: where it ends
-    heard: float = 0.0  # when it last brought something
-    held: bool = False
-    archive: GridWriter | None = None
-    repeats: Repeats | None = None
-
-    @property
-    def at_end(self) -> bool:
-        """Whether, in a replay that ends, all of it has come."""
-        return self.end is not None and self.expected is not None and self.expected >= self.end
 
 
 @dataclass
@@ -130,13 +80,10 @@ class Worker:
         listed += [source for processor in self.processors for source in processor.sources]
         self.sources: dict[str, Source] = {source.name: source for source in listed}
         predicted = {processor.on.name for processor in self.processors}
-        self._ranks = {topic: int(topic in predicted) for topic in self.sources}
-        self._keys = {name: _entity_columns(name, self._views) for name in self.sources}
+        ranks = {topic: int(topic in predicted) for topic in self.sources}
         self._forgetting = Forgetting(self.sources, self._views, reads, self.options.forgotten)
-        self._logs: dict[Partition, _Log] = {}
-        self._loads: dict[int, Loads] = {}  # what reads the records of each schema
-        self._refused: list[Message] = []
-        self._refusals = Refusals()
+        erasable = self._forgetting.entities
+        self._intake = Intake(self.sources, self._views, ranks, erasable, self.options, self.stats, self.now)
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
         self._flush_at = 0.0
@@ -145,11 +92,9 @@ class Worker:
         self._reset()
 
     def _reset(self) -> None:
-        self._aligner = Aligner(self._ranks)
+        self._intake.reset()
         self._work = Work(self._views, self.processors, self.partitions, self.owner, self.stats, self.options.memory)
         self._forgetting.reset()
-        self._logs.clear()
-        self._inbox: defaultdict[str, list[Batch]] = defaultdict(list)  # by topic: what has come, not decoded yet
 
     # --- partitions come and go ---------------------------------------------------------------------------------
 
@@ -185,35 +130,21 @@ class Worker:
         keys = self._work.keys(partition)
         found = await asyncio.gather(*(self.store.claim(key, *partition, self.owner) for key in keys))
         begin = self._work.begin(partition, dict(zip(keys, found, strict=True)))
-        self._aligner.assign({partition: None if begin is None else begin.clock})
-        folder = self.options.archive
-        source = self.sources[partition[0]]
-        grid = source.grid(self.options.grid)
-        archive = None
-        if folder is not None:
-            revision = archive_revision(folder, source, partition[1])
-            archive = GridWriter(folder / partition[0], partition[1], grid, revision=revision)
-        repeats = None if source.id is None else Repeats(source)
-        self._logs[partition] = _Log(0 if begin is None else begin.next, archive=archive, repeats=repeats)
-        self._forgetting.begin(partition, self._logs[partition].begin)
-        if begin is None or (archive is not None and not archive.next):
-            return None
-        return (begin.next if archive is None else min(begin.next, archive.next)) >> source.row_bits
+        self._forgetting.begin(partition, 0 if begin is None else begin.next)
+        return self._intake.begin(partition, begin)
 
     def lead(self, tp: TP) -> int:
         """How many records before a partition's position are read for their ids alone."""
-        source = self.sources.get(tp.topic)
-        return 0 if source is None or source.id is None else source.dedup
+        return self._intake.lead((tp.topic, tp.partition))
 
     async def assigned(self, starts: Mapping[TP, int]) -> None:
         """Take note of where partitions start and, to stop there, where they end."""
-        mine = {tp: start for tp, start in starts.items() if (tp.topic, tp.partition) in self._logs}
+        taken_on = set(self._intake.partitions)
+        mine = {tp: start for tp, start in starts.items() if (tp.topic, tp.partition) in taken_on}
         ends = await end_offsets(self.app.consumer, mine) if self.options.until_end else {}
         taken(mine)
         for tp, start in mine.items():
-            log = self._logs[tp.topic, tp.partition]
-            log.expected, log.stored, log.heard, log.end = start, start, time.monotonic(), ends.get(tp)
-            self._drain_at_end((tp.topic, tp.partition))
+            self._intake.start((tp.topic, tp.partition), start, ends.get(tp))
         for tp, start in starts.items():
             if self.mirror is not None and tp.topic in self.mirrored:
                 self.mirror.begin(tp.topic, tp.partition, start)
@@ -226,112 +157,37 @@ class Worker:
             self._flush_archives()
             if self.mirror is not None:
                 await self.mirror.flush()
-            given_away(self._logs)
+            given_away(self._intake.partitions)
             self._reset()
 
     def lag(self) -> dict[Partition, int]:
         """How many offsets of its partitions are still to be stored, as of the last fetches. For any thread."""
-        lags = {}
-        for at, log in list(self._logs.items()):
-            end = None if log.expected is None else self.app.consumer.fetched_end(TP(*at))
-            if end is not None:
-                lags[at] = max(0, end - log.stored)
-        return lags
-
-    # --- records come in ----------------------------------------------------------------------------------------
+        ends = {at: self.app.consumer.fetched_end(TP(*at)) for at in self._intake.partitions}
+        lags = {at: self._intake.lag(at, end) for at, end in ends.items()}
+        return {at: lag for at, lag in lags.items() if lag is not None}
 
     async def receive(self, batch: Batch) -> None:
         """Take a batch from Kafka."""
         if batch.topic in self.sources:
-            schemas = await known_schemas(self.schemas, self.sources[batch.topic], batch)
-            self._take(batch)
-            self._loads.update(schemas)
-            if sum(map(len, self._inbox.get(batch.topic, ()))) >= FEW:
-                self._decode(batch.topic)
+            self._intake.take(batch, await known_schemas(self.schemas, self.sources[batch.topic], batch))
         elif self.mirror is not None:
             await self.mirror.take(batch)
         self._wake.set()
-
-    def _take(self, batch: Batch) -> None:
-        log = self._logs.get((batch.topic, batch.partition))
-        if log is None or log.expected is None or batch.next <= log.expected:
-            return  # from before a rebalance
-        if batch.start != log.expected:
-            raise GapError(
-                f"{batch.topic}[{batch.partition}]: expected offset {log.expected}, Kafka gave {batch.start}"
-            )
-        self.stats.fetched(len(batch), batch.nbytes)
-        log.expected, log.heard = batch.next, time.monotonic()
-        self._inbox[batch.topic].append(batch)
-
-    def _decode(self, topic: str) -> None:
-        """Decode what has come of the topic: few records of several partitions cost little more than those of one."""
-        batches, source, now = self._inbox.pop(topic), self.sources[topic], None if self.options.replay else self.now()
-        with self._work.timed("decode"):
-            known = self._keys[topic], self._loads, self._forgetting.entities[topic]
-            found = ingested(source, batches, now, *known)
-        for batch, got in zip(batches, found, strict=True):
-            self._push(batch, got)
-
-    def _push(self, batch: Batch, got: Ingested) -> None:
-        partition, source = (batch.topic, batch.partition), self.sources[batch.topic]
-        log = self._logs[partition]
-        if log.repeats is not None:
-            got = self._told_apart(log.repeats, got, log.begin)
-        start, end = batch.start << source.row_bits, batch.next << source.row_bits
-        self._align(partition, got, start, end)
-        if log.archive is not None:
-            with self._work.timed("archive"):
-                begins = start if log.archive.next else 0  # an archive may begin in the middle of a topic
-                log.archive.append(archive_table(got.events, list(source.schema)), end, start=begins)
-        self._drain_at_end(partition)
-        if not log.held and self._aligner.buffered(partition) > self.options.buffer:
-            log.held = True
-            self.app.consumer.hold(TP(*partition))
-
-    def _told_apart(self, known: Repeats, got: Ingested, begin: int) -> Ingested:
-        """What was ingested without the repeats, of which those are counted that are new here."""
-        with self._work.timed("repeats"):
-            events, repeats = known.sort_out(got.events)
-        self.stats.repeats += int((repeats >= begin).sum())
-        return replace(got, events=events)
-
-    def _align(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
-        begin, events, rejects, erasures = self._logs[partition].begin, got.events, got.rejects, got.erasures
-        if end <= begin:
-            return
-        if start < begin:
-            events = events.filter(pl.col("_offset") >= begin)
-            rejects = [refused for refused in rejects if refused.offset >= begin]
-            erasures = [erasure for erasure in erasures if erasure.offset >= begin]
-        self.stats.rejected.update(refused.error for refused in rejects)
-        self._refusals.note(partition, rejects)
-        self._refused += [refused.message for refused in rejects]
-        self._aligner.push(partition, events, max(start, begin), end, erasures)
-        if not self.options.replay:
-            self._aligner.drain(partition, drained=False)
-
-    def _drain_at_end(self, partition: Partition) -> None:
-        if self._logs[partition].at_end:
-            self._aligner.drain(partition)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
     async def main(self, app: App) -> None:
         """Work until cancelled or, with `until_end`, until all is done."""
-        self.app = app
+        self.app, self._intake.holding = app, app.consumer
         try:
             await self._work_through()
         finally:
             await self.store.close()
 
     async def _work_through(self) -> None:
-        while not self._finished():
+        while not self._intake.finished:
             async with self._turning:
-                for topic in list(self._inbox):
-                    self._decode(topic)
-                self._give_up_waiting()
-                chunk = self._aligner.take(self.options.chunk)
+                chunk = self._intake.chunk()
                 try:
                     await (self._stored() if chunk is None else self._begin(chunk))
                 except (FencedError, GapError) as error:
@@ -339,7 +195,7 @@ class Worker:
                     self._reset()
                     self.app.consumer.rejoin()
                 if chunk is None:
-                    self._make_room()
+                    self._intake.make_room()
                     await self._flush_now_and_then()
             if chunk is None:
                 self._wake.clear()
@@ -352,32 +208,6 @@ class Worker:
         await self._drain_mirror()
         await self._forgetting.sweep(self._writers, wait=True)
 
-    def _finished(self) -> bool:
-        """Whether, with `until_end`, every partition has come to its end and nothing is left of it."""
-        logs = self._logs.values()
-        return self.options.until_end and bool(logs) and all(log.at_end for log in logs) and not self._waiting
-
-    @property
-    def _waiting(self) -> bool:
-        """Whether anything that has come is not in a turn yet."""
-        return bool(self._inbox) or not self._aligner.empty
-
-    def _make_room(self) -> None:
-        """Let held partitions bring more when nothing else would: all that they have brought may share one key."""
-        if not self._aligner.waiting():
-            for partition, log in self._logs.items():
-                if log.held:
-                    log.held = False
-                    self.app.consumer.release(TP(*partition))
-
-    def _give_up_waiting(self) -> None:
-        """Go on without partitions that have been silent for too long; in a replay, never."""
-        if not self.options.replay:
-            silent_since = time.monotonic() - self.options.max_wait
-            for partition, log in self._logs.items():
-                if log.heard < silent_since and not log.held:
-                    self._aligner.drain(partition)
-
     async def _begin(self, chunk: Chunk) -> None:
         """Compute a turn while the one before is being stored, then store it in turn."""
         stats = self.stats
@@ -386,7 +216,7 @@ class Worker:
         requests, load = await self._apart(self._work.lookups, chunk)
         if requests:
             await self._stored()  # or what is read may be older than what is being written
-            with self._work.timed("load"):
+            with self.stats.timed("load"):
                 answers = await self.store.read_many(requests)
                 await self._check(requests)
                 load(answers)
@@ -409,10 +239,11 @@ class Worker:
         States that a store has lost would be folded on as if they had never been, and what is predicted from them could
         be learnt before the commit is refused.
         """
+        held = set(self._intake.partitions)
         for key, topic in dict.fromkeys((request.view_key, request.topic) for request in requests):
             for partition, found in enumerate(await self.store.positions(key, topic, self.partitions[topic])):
                 mine = self._work.next_offset(key, (topic, partition))
-                if (topic, partition) in self._logs and mine != (stored := found and found.next):
+                if (topic, partition) in held and mine != (stored := found and found.next):
                     raise FencedError(
                         f"view {key} on {topic}:{partition}: the store stands at offset {stored}, this one at {mine}: "
                         "the store was emptied or rolled back, or another worker has taken over. Start this one again"
@@ -445,15 +276,15 @@ class Worker:
 
     async def _store(self, turn: Turn) -> None:
         await self._forgetting.remember(turn.chunk)
-        with self._work.timed("send"):
-            messages, self._refused = [*self._refused, *turn.messages], []
+        with self.stats.timed("send"):
+            messages, self._intake.refused = [*self._intake.refused, *turn.messages], []
             if messages:
                 await asyncio.to_thread(self.publisher.send, messages)
                 await self.publisher.flush()
-        with self._work.timed("checkpoint"):
+        with self.stats.timed("checkpoint"):
             for write in turn.checkpoints:
                 await asyncio.to_thread(write)
-        with self._work.timed("commit"):
+        with self.stats.timed("commit"):
             await self.store.commit(turn.commits)
         self._committed(turn)
 
@@ -467,12 +298,7 @@ class Worker:
             stats.fresh(np.maximum(wall - frame["_timestamp"].to_numpy(), 0))
             stats.stream_time = max(stats.stream_time or 0, int(frame["_time"].to_numpy().max()))
         for partition, (_, end) in turn.chunk.spans.items():
-            log = self._logs[partition]
-            log.stored = end >> self.sources[partition[0]].row_bits
-            self.app.consumer.done(TP(*partition), log.stored)
-            if log.held and self._aligner.buffered(partition) <= self.options.buffer // 2:
-                log.held, log.heard = False, stats.last_at
-                self.app.consumer.release(TP(*partition))
+            self.app.consumer.done(TP(*partition), self._intake.stored(partition, end))
 
     # --- files --------------------------------------------------------------------------------------------------
 
@@ -488,16 +314,12 @@ class Worker:
             self._flush_at = ended + max(FLUSH_SECONDS, 20 * (ended - begun))
 
     def _flush_archives(self) -> None:
-        for archive in self._archives:
+        for archive in self._intake.archives:
             archive.flush()
 
     @property
-    def _archives(self) -> list[GridWriter]:
-        return [log.archive for log in self._logs.values() if log.archive is not None]
-
-    @property
     def _writers(self) -> list[GridWriter]:
-        return [*self._archives, *(self.mirror.writers if self.mirror is not None else ())]
+        return [*self._intake.archives, *(self.mirror.writers if self.mirror is not None else ())]
 
     async def _drain_mirror(self) -> None:
         """Wait until the mirror has all that was sent, then write it out."""
@@ -510,9 +332,3 @@ class Worker:
         while any(self.mirror.done(tp.topic, tp.partition) < end for tp, end in ends.items()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         await self.mirror.flush()
-
-
-def _entity_columns(topic: str, views: Sequence[View]) -> list[str]:
-    """The text columns of a topic that name entities of views."""
-    named = [(view.source, key) for view in views if view.source.name == topic for key in view.entity.keys]
-    return sorted({key for source, key in named if source.types[key] == "str"})
