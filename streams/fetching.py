@@ -33,6 +33,8 @@ FETCH_BYTES = 4 << 20
 """Bytes that one fetch brings of a partition, at most: with fewer, a worker that is behind waits for the next one."""
 FETCH_WAIT_MS = 50
 """How long the broker may wait for data: a partition that is released must wait for the request under way."""
+ENOUGH_BYTES = 64 << 10
+"""With how many bytes it does not wait: a turn costs as much for few events, so that a fetch gathers some."""
 
 
 def lost(tp: TP, position: int, first: int, end: int) -> StateError:
@@ -104,6 +106,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer._isolation_level = "read_committed"
         consumer._auto_offset_reset = "none"  # anything else skips what retention took, without a word
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._fetch_min_bytes = ENOUGH_BYTES
         consumer._max_partition_fetch_bytes = FETCH_BYTES
         if self.app.delivery.columns:
             consumer._value_deserializer = COLUMNS

@@ -29,6 +29,9 @@ from streams.options import Options
 from streams.stats import Stats
 from streams.transport import FEW
 
+PATIENCE = 1.0
+"""Seconds after which who waits for records looks whether there is anything else to do."""
+
 
 class Holding(Protocol):
     """What can be told to bring no more of a partition for a while."""
@@ -66,7 +69,8 @@ class Intake:
     """The source partitions of a worker. `ranks` order topics (see `Aligner`), `now` gives wall-clock time in ms.
 
     `erasable` are the entities that records of a topic may erase. `refused` is what is to go to dead letters; what has
-    brought too much is told so by `holding`, which is to be set before anything comes.
+    brought too much is told so by `holding`, which is to be set before anything comes. Live, partitions wait for each
+    other only where `in_order` says that something depends on the order of theirs.
     """
 
     holding: Holding
@@ -80,9 +84,12 @@ class Intake:
         options: Options,
         stats: Stats,
         now: Callable[[], int],
+        *,
+        in_order: bool,
     ) -> None:
         self._sources, self._ranks, self._erasable = sources, ranks, erasable
         self._options, self._stats, self._now = options, stats, now
+        self._in_order = options.replay or in_order
         self._keys = {name: _entity_columns(name, views) for name in sources}
         self._logs: dict[Partition, _Log] = {}
         self._loads: dict[int, Loads] = {}  # what reads the records of each schema
@@ -121,7 +128,7 @@ class Intake:
         """Expect records from `start` on; in a replay that ends, up to `end`."""
         log = self._logs[partition]
         log.expected, log.stored, log.heard, log.end = start, start, time.monotonic(), end
-        self._drain_at_end(partition)
+        self._drain_if_not_awaited(partition)
 
     @property
     def partitions(self) -> Sequence[Partition]:
@@ -177,7 +184,7 @@ class Intake:
             with self._stats.timed("archive"):
                 begins = start if log.archive.next else 0  # an archive may begin in the middle of a topic
                 log.archive.append(archive_table(got.events, list(source.schema)), end, start=begins)
-        self._drain_at_end(partition)
+        self._drain_if_not_awaited(partition)
 
     def _told_apart(self, known: Repeats, got: Ingested, begin: int) -> Ingested:
         """What was ingested without the repeats, of which those are counted that are new here."""
@@ -209,6 +216,12 @@ class Intake:
             self._decode(topic)
         self._give_up_waiting()
         return self._aligner.take(self._options.chunk)
+
+    @property
+    def patience(self) -> float:
+        """Seconds until something may go on though nothing new has come."""
+        waits = not self._aligner.empty
+        return max(self._options.max_wait / 2, 0.001) if waits else PATIENCE
 
     @property
     def finished(self) -> bool:
@@ -251,8 +264,9 @@ class Intake:
                 if log.heard < silent_since and not log.held:
                     self._aligner.drain(partition)
 
-    def _drain_at_end(self, partition: Partition) -> None:
-        if self._logs[partition].at_end:
+    def _drain_if_not_awaited(self, partition: Partition) -> None:
+        """Let others go on without a partition that has come to its end, or whose order says nothing to them."""
+        if self._logs[partition].at_end or not self._in_order:
             self._aligner.drain(partition)
 
 

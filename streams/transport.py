@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any
 
 from aiokafka.errors import IllegalStateError, KafkaTimeoutError
@@ -38,9 +37,8 @@ __all__ = ["TP", "Batch", "BatchSchema", "Consumer", "Delivery", "Transport", "b
 
 log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
-FEW, LINGER = 1_000, 0.02
-"""When a fetch brings fewer rows, it is looked for more for so many seconds: what was sent together comes partition by
-partition, and a turn costs as much for one row."""
+FEW = 1_000
+"""Fewer rows than these cost about as much as one: more of them are waited for, if for a moment only."""
 FETCH_PATIENCE = 2.0
 """Seconds that a first fetch may take before a position is taken to be refused."""
 
@@ -228,11 +226,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
             await self.wait(self.can_resume_flow)
         await asyncio.sleep(self._fetched_at + self.app.delivery.interval - self.loop.time())
         self._fetched_at = self.loop.time()
-        batches = dict(await self._getmany(self._wanted, timeout))
-        if batches and sum(map(len, chain.from_iterable(batches.values()))) < FEW:
-            await asyncio.sleep(LINGER)
-            for tp, more in (await self._getmany(self._wanted, 0.0)).items():
-                batches[tp] = [*batches.get(tp, []), *more]
+        batches = await self._getmany(self._wanted, timeout)
         return (batches if self.flow_active else None), None
 
     def _to_message(self, tp: TP, batch: Batch) -> ConsumerMessage:

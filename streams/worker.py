@@ -83,7 +83,10 @@ class Worker:
         ranks = {topic: int(topic in predicted) for topic in self.sources}
         self._forgetting = Forgetting(self.sources, self._views, reads, self.options.forgotten)
         erasable = self._forgetting.entities
-        self._intake = Intake(self.sources, self._views, ranks, erasable, self.options, self.stats, self.now)
+        in_order = bool(self.processors) or (self.mirror is not None and any(map(_gathers, self._views)))
+        self._intake = Intake(
+            self.sources, self._views, ranks, erasable, self.options, self.stats, self.now, in_order=in_order
+        )
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
         self._flush_at = 0.0
@@ -200,7 +203,8 @@ class Worker:
             if chunk is None:
                 self._wake.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(self.options.max_wait / 2, 0.001))
+                    async with asyncio.timeout(self._intake.patience):
+                        await self._wake.wait()
                     await asyncio.sleep(TOGETHER)
         async with self._turning:
             await self._stored()
@@ -332,3 +336,8 @@ class Worker:
         while any(self.mirror.done(tp.topic, tp.partition) < end for tp, end in ends.items()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         await self.mirror.flush()
+
+
+def _gathers(view: View) -> bool:
+    """Whether an entity's features come of several partitions, so that of what follows an event the order matters."""
+    return not set(view.source.keys) <= set(view.entity.keys) or bool(view.source.grown_from)

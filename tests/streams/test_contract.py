@@ -137,6 +137,7 @@ def test_the_objects_have_the_attributes_that_are_set_or_read():
                 "_isolation_level",
                 "_auto_offset_reset",
                 "_fetch_max_wait_ms",
+                "_fetch_min_bytes",
                 "_max_partition_fetch_bytes",
                 "_partition_assignment_strategy",
                 "_fetcher",

@@ -302,6 +302,19 @@ def test_live_a_silent_topic_is_not_waited_for_longer_than_max_wait(pair, tmp_pa
         assert len(messages(pair.kafka, f"predictions.{name}")) == orders
 
 
+def test_live_partitions_do_not_wait_for_each_other_where_nothing_depends_on_their_order(embedded_pair, tmp_path):
+    tag, now = tagged(), time.time_ns() // 1_000_000
+    definitions, records = replace(shop(tag), services={}), live_records(tag, now)
+    produce(embedded_pair.kafka, tag, records)
+    settings = settings_of(embedded_pair, tag, tmp_path, mode="live", max_wait_ms=600_000, mirror=False)
+    worker = build_worker(definitions, settings)
+    asyncio.run(beside(worker, settings, lambda: worker.stats.events >= len(records)))
+    flow, _, _ = in_memory(definitions, logs(definitions, records)[0])
+    found = stored(embedded_pair.redis_url, tag)
+    for view in definitions.views.values():
+        assert blobs(found, view, 0) == flow.states[view.key].blobs(0)
+
+
 def test_live_an_event_of_the_future_is_refused_by_the_clock(embedded_pair, tmp_path):
     tag, now = tagged(), time.time_ns() // 1_000_000
     definitions, records = shop(tag), live_records(tag, now)
