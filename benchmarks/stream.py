@@ -6,11 +6,10 @@ what a caller sees: from before an event is handed to a producer until an answer
 
 from __future__ import annotations
 
-import math
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from benchmarks import peers
-from benchmarks.rig import Rig, described, on, rig
+from benchmarks.rig import Rig, cores, described, on, rig
 from benchmarks.work import KEY, PARTITIONS, TOPIC, VARIANTS, arrow_records, frames, live
 from featurestore.errors import UnavailableError
 from onceflow.children import free_port
@@ -72,17 +71,27 @@ def median(results: list[dict[str, Any]], name: str) -> float:
     return statistics.median(float(result[name]) for result in results)
 
 
+def process_of(command: Command) -> psutil.Process:
+    """The process of a command, which its guard started."""
+    return psutil.Process(command.guard.pid).children()[0]
+
+
 # --- several workers ----------------------------------------------------------------------------------------------
 
 
-def counted(port: int) -> int:
-    """How many events the worker with this port of metrics has stored."""
+def samples_of(port: int, name: str) -> list[float]:
+    """The values of a metric of the worker with this port; none while it does not answer."""
     try:
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=2).text
     except httpx.HTTPError:
-        return 0
+        return []
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    return int(next(sample.value for sample in samples if sample.name == "onceflow_events_total"))
+    return [sample.value for sample in samples if sample.name == name]
+
+
+def counted(*ports: int) -> int:
+    """How many events the workers with these ports of metrics have stored."""
+    return int(sum(sum(samples_of(port, "onceflow_events_total")) for port in ports))
 
 
 def awaited(done: Callable[[], bool], what: str) -> None:
@@ -94,27 +103,36 @@ def awaited(done: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def begun_or_done(stored: list[int], events: int) -> bool:
-    """Whether every worker has stored something, or some have stored all before the others came."""
-    return all(stored) or sum(stored) >= events
+def have_begun(ports: Sequence[int]) -> bool:
+    """Whether the workers share all partitions, and have looked for records in each."""
+    shares = [len(samples_of(port, "onceflow_lag_records")) for port in ports]
+    return all(shares) and sum(shares) == PARTITIONS
 
 
-def group_rate(place: Rig, workers: int, events: int) -> float:
-    """Events a second of workers that share a topic, from when all have stored something until no event is left.
+def group_rate(workers: int, events: int) -> float:
+    """Events a second of workers that share a topic, from when they find it filled until no event is left.
 
-    They run live, for in a replay without end a partition that is at its end holds up the others; nan: too few events.
+    They run live, for in a replay without end a partition that is at its end holds up the others; and they stand still
+    while the topic is filled, so that they begin together, with all there is.
     """
     ports = [free_port() for _ in range(workers)]
-    with place.redis() as redis, ExitStack() as stack:
+    with rig() as place, place.redis() as redis, ExitStack() as stack:
+        ensure_topics(place.kafka, {TOPIC: PARTITIONS})
+        members = []
         for number, port in enumerate(ports):
-            name, core = f"member-{number}", -1 - number
-            member = place.run(redis, name, "worker", core=core, metrics_port=port, group=f"of-{workers}")
-            stack.enter_context(member)
-        awaited(lambda: begun_or_done(list(map(counted, ports)), events), f"the first events of {workers} workers")
-        begun, before = time.monotonic(), sum(map(counted, ports))
-        awaited(lambda: sum(map(counted, ports)) >= events, f"the end of the topic for {workers} workers")
-        left = events - before
-        return left / (time.monotonic() - begun) if left else math.nan
+            name, settings = f"member-{number}", dict[str, Any](group="several", session_timeout_ms=120_000)
+            member = place.run(redis, name, "worker", core=-1 - number, metrics_port=port, **settings)
+            members.append(stack.enter_context(member))
+        awaited(lambda: have_begun(ports), f"the start of {workers} workers")
+        processes = [process_of(member) for member in members]
+        for process in processes:
+            process.suspend()
+        fill(place, events)
+        for process in processes:
+            process.resume()
+        begun = time.monotonic()
+        awaited(lambda: counted(*ports) >= events, f"the end of the topic for {workers} workers")
+        return events / (time.monotonic() - begun)
 
 
 # --- freshness ----------------------------------------------------------------------------------------------------
@@ -129,7 +147,7 @@ def serving(place: Rig, redis: str) -> Iterator[tuple[psutil.Process, httpx.Clie
         server = stack.enter_context(place.run(redis, "server", "serve", "--port", str(port), core=0))
         client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10))
         awaited(lambda: ready(client, worker, server), "the start of worker and server")
-        yield psutil.Process(worker.guard.pid).children()[0], client
+        yield process_of(worker), client
 
 
 def ready(client: httpx.Client, *commands: Command) -> bool:
@@ -200,8 +218,7 @@ def memory(place: Rig, events: int) -> list[tuple[int, float]]:
             time.sleep(0.05)
             done = counted(port)
             if done >= seen[-1][0] + events // 10:
-                process = psutil.Process(worker.guard.pid).children()[0]
-                seen.append((done, process.memory_info().rss / 1e6))
+                seen.append((done, process_of(worker).memory_info().rss / 1e6))
         worker.wait()
     return seen[1:]
 
@@ -271,12 +288,10 @@ def main(
     rates = {variant: tell_rates(variant, replays(variant, events, runs)) for variant in VARIANTS}
     plain = rates["cents"]
     say("rate with a hot card, of plain", rates["hot"] / plain)
-    with rig() as place:
-        fill(place, events)
-        one, two = (group_rate(place, workers, events) for workers in (1, 2))
-        say("two workers in a group, of one", two / one)
-        if len(place.cores) < 3:
-            print("  (of two workers on this machine, one shares its core with the servers)")
+    one, two = (statistics.median(group_rate(workers, events) for _ in range(runs)) for workers in (1, 2))
+    say("two workers in a group, of one", two / one)
+    if len(cores()) < 3:
+        print("  (of two workers on this machine, one shares its core with the servers)")
     tell_freshness(share * min(plain, LOAD), probes, calm_seconds)
     if long:
         with rig() as place:

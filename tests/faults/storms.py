@@ -134,7 +134,10 @@ class Storm:
                 self._disturb(admin, kind)
         else:
             self._signal(worker, kind)
+        cuts = self.proxy.cuts.total()
         self.produce(records)
+        if self.proxy.share:
+            until(lambda: self.proxy.cuts.total() > cuts, self.group)
         if self.proxy.share or self.proxy.delay:
             time.sleep(1 + self.rng.random())
             self.proxy.share = self.proxy.delay = 0.0

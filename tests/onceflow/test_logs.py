@@ -38,7 +38,7 @@ payments = Source(
 )
 
 @view(entity=Entity("card", key="card"), source=payments, windows=["1h"])
-class Cards:
+class Logged:
     payments = Count()
 """
 

@@ -30,7 +30,7 @@ from featurestore import Count, Entity, Source, view
 payments = Source("{prefix}payments", schema={{"card": str, "at": "timestamp[ms]"}}, event_time="at", key="card")
 
 @view(entity=Entity("card", key="card"), source=payments, windows=["1h"])
-class Cards:
+class Shown:
     payments = Count()
 """
 TYPE = re.compile(r"^# TYPE (\S+) (\w+)$", re.MULTILINE)

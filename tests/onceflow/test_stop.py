@@ -29,7 +29,7 @@ from featurestore import Count, Entity, Source, view
 payments = Source("{prefix}payments", schema={{"card": str, "at": "timestamp[ms]"}}, event_time="at", key="card")
 
 @view(entity=Entity("card", key="card"), source=payments, windows=["lifetime"])
-class Cards:
+class Stopped:
     payments = Count()
 """
 EVENTS, PARTITIONS = 20_000, 3
@@ -58,7 +58,7 @@ def stored():
 
 def counted():
     """How many events have been folded into the features."""
-    return sum(found["payments_lifetime"] for found in (asked("get", "cards", card)["features"] for card in CARDS))
+    return sum(found["payments_lifetime"] for found in (asked("get", "stopped", card)["features"] for card in CARDS))
 
 
 def send(kafka, topic, count=EVENTS):
@@ -126,7 +126,7 @@ def test_run_under_load_that_is_told_to_stop_stops_its_processes_in_order(load, 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_server_under_load_that_is_told_to_stop_ends_well(topic, embedded_pair, number):
-    body = {"features": ["cards:payments_lifetime"], "entities": {"card": list(CARDS)}}
+    body = {"features": ["stopped:payments_lifetime"], "entities": {"card": list(CARDS)}}
     port, answers = free_port(), []
 
     def ask():
