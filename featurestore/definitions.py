@@ -140,6 +140,11 @@ class View:
         """Whether the entity is the topic's own key, so that one partition holds all of an entity's events."""
         return self.entity.keys == self.source.keys
 
+    @property
+    def apart(self) -> bool:
+        """Whether it is certain that an entity has a state on one partition only: by a partitioner that is known."""
+        return self.keyed and self.source.partitioner is not None and not self.source.grown_from
+
     def __getattr__(self, name: str) -> Feature:
         try:
             return self.__dict__["features"][name]  # type: ignore[no-any-return]

@@ -91,10 +91,12 @@ class Flow:
             self._next[view_key, partition] = position[0]
             state.set_clock(partition[1], position[1])
 
-    def lookups(self, chunk: Chunk, read_from: Mapping[tuple[str, int], int]) -> dict[str, list[tuple[int, int]]]:
+    def lookups(
+        self, chunk: Chunk, read_from: Mapping[tuple[str, int], int], *, emit: bool = True
+    ) -> dict[str, list[tuple[int, int]]]:
         """Prepare the chunk; returns by view the (entity, partition) pairs whose states must be loaded first.
 
-        `read_from` gives the offset of each (topic, partition) from which reads are wanted.
+        `read_from` gives the offset of each (topic, partition) from which reads are wanted; `emit` is that of `run`.
         """
         self._codes.clear()
         self._work = {key: self._work_of(view, chunk, read_from) for key, view in self.views.items()}
@@ -103,11 +105,22 @@ class Flow:
             touched = np.unique(np.concatenate([work.fold_entities, *work.read_entities]))
             touched = touched[touched != NO_ENTITY]
             self.touched += len(touched)
-            state = self.states[key]
-            missing = state.missing(touched, range(state.partitions))
+            gathered = bool(work.reads) or (emit and not work.view.apart)
+            missing = self._missing(self.states[key], work, touched, gathered=gathered)
             if missing:
                 out[key] = missing
         return out
+
+    @staticmethod
+    def _missing(state: ViewState, work: _Work, touched: NDArray[np.int64], *, gathered: bool) -> list[tuple[int, int]]:
+        """The pairs to be loaded: all partitions if `gathered`, or else those that events came from."""
+        if gathered:
+            return state.missing(touched, range(state.partitions))
+        if not len(work.folds):
+            return []
+        places, found = work.folds["_partition"].to_numpy(), work.fold_entities
+        mine = {p: found[(places == p) & (found != NO_ENTITY)] for p in np.unique(places).tolist()}
+        return [pair for p, entities in mine.items() for pair in state.missing(np.unique(entities), [p])]
 
     def run(self, chunk: Chunk, *, emit: bool = True) -> dict[str, ViewOutput]:
         """Fold and read the prepared chunk; by view what came of it."""

@@ -40,7 +40,8 @@ class Turn:
 class Work:
     """Views and processors, and how far each has come in each partition. `owner` is the worker's token.
 
-    Where states take more than `memory` bytes, those used longest ago are forgotten: the online store has them.
+    Where states take more than `memory` bytes, those used longest ago are forgotten: the online store has them. With
+    `publish`, online writes are messages too.
     """
 
     def __init__(
@@ -51,13 +52,15 @@ class Work:
         owner: str,
         stats: Stats,
         memory: int,
+        *,
+        publish: bool,
     ) -> None:
         reads = [read for processor in processors for read in processor.reads]
         self._flow = Flow(views, reads, partitions)
         self._processors = processors
         self._owner = owner
         self._stats = stats
-        self._memory = memory
+        self._memory, self._publish = memory, publish
         self._looked_at = 0  # states of which it was looked at whether they lie where they should
         self._done: dict[tuple[str, Partition], int] = {}  # by processor key: first offset not processed
         self._owned: set[Partition] = set()
@@ -104,7 +107,7 @@ class Work:
                 if (view.source.name, p) not in self._owned:
                     self._flow.states[view.key].stale(p)  # another worker writes there
         with self._stats.timed("prepare"):
-            pairs = self._flow.lookups(chunk, wanted)
+            pairs = self._flow.lookups(chunk, wanted, emit=self._publish)
         self._stats.looked_up(self._flow.touched, sum(len({e for e, _ in missing}) for missing in pairs.values()))
         requests, places = [], []
         for key, missing in pairs.items():
@@ -124,8 +127,8 @@ class Work:
 
         return requests, load
 
-    def turn(self, chunk: Chunk, now: int, *, publish: bool) -> Turn:
-        """Fold, read and predict over a prepared chunk. With `publish`, online writes are sent too."""
+    def turn(self, chunk: Chunk, now: int) -> Turn:
+        """Fold, read and predict over a prepared chunk."""
         views = {
             (key, p): self._flow.next_offset(key, p)
             for key, view in self._flow.views.items()
@@ -133,7 +136,7 @@ class Work:
             if p[0] == view.source.name
         }
         with self._stats.timed("fold"):
-            outputs = self._flow.run(chunk, emit=publish)
+            outputs = self._flow.run(chunk, emit=self._publish)
         with self._stats.timed("predict"):
             reads = {read: frame for output in outputs.values() for read, frame in output.reads.items()}
             predictions = [(x, self._process(x, chunk, reads)) for x in self._processors]
@@ -145,7 +148,7 @@ class Work:
             commits = [*self._prediction_commits(chunk), *self._view_commits(spans, new, now)]
             self._flow.forget_oldest(self._memory)
         with self._stats.timed("messages"):
-            messages = list(self._messages(outputs, predictions, spans, publish=publish))
+            messages = list(self._messages(outputs, predictions, spans))
         return Turn(chunk, messages, checkpoints, commits)
 
     def _process(self, processor: Processor, chunk: Chunk, reads: Mapping[Read, pl.DataFrame]) -> pl.DataFrame:
@@ -191,13 +194,11 @@ class Work:
         outputs: Mapping[str, ViewOutput],
         predictions: Sequence[tuple[Processor, pl.DataFrame]],
         spans: Mapping[tuple[str, Partition], tuple[int, int]],
-        *,
-        publish: bool,
     ) -> Iterator[Message]:
         for key, output in outputs.items():
             view = self._flow.views[key]
             yield from self._refusals(view, output)
-            if publish:
+            if self._publish:
                 covered = {p: span for (k, p), span in spans.items() if k == key and span[0] < span[1]}
                 yield from feature_messages(view, output.events, covered)
         for processor, frame in predictions:

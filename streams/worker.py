@@ -83,7 +83,7 @@ class Worker:
         ranks = {topic: int(topic in predicted) for topic in self.sources}
         self._forgetting = Forgetting(self.sources, self._views, reads, self.options.forgotten)
         erasable = self._forgetting.entities
-        in_order = bool(self.processors) or (self.mirror is not None and any(map(_gathers, self._views)))
+        in_order = bool(self.processors) or (self.mirror is not None and not all(view.apart for view in self._views))
         self._intake = Intake(
             self.sources, self._views, ranks, erasable, self.options, self.stats, self.now, in_order=in_order
         )
@@ -96,7 +96,10 @@ class Worker:
 
     def _reset(self) -> None:
         self._intake.reset()
-        self._work = Work(self._views, self.processors, self.partitions, self.owner, self.stats, self.options.memory)
+        memory, publish = self.options.memory, self.mirror is not None
+        self._work = Work(
+            self._views, self.processors, self.partitions, self.owner, self.stats, memory, publish=publish
+        )
         self._forgetting.reset()
 
     # --- partitions come and go ---------------------------------------------------------------------------------
@@ -224,18 +227,17 @@ class Worker:
                 answers = await self.store.read_many(requests)
                 await self._check(requests)
                 load(answers)
-        publish = self.mirror is not None
-        turn = await self._apart(self._work.turn, chunk, self.now(), publish=publish)
+        turn = await self._apart(self._work.turn, chunk, self.now())
         if stats.first_fold is None:
             stats.first_fold = self.now()
         await self._stored()
         self._storing = asyncio.create_task(self._store(turn))
 
-    async def _apart(self, function: Callable[..., T], chunk: Chunk, *args: Any, **options: Any) -> T:  # noqa: ANN401
+    async def _apart(self, function: Callable[..., T], chunk: Chunk, *args: Any) -> T:  # noqa: ANN401
         """Compute in a thread, so that others go on; but not of few events without a model: a thread costs more."""
         if chunk.events < FEW and not self.processors:
-            return function(chunk, *args, **options)
-        return await asyncio.to_thread(function, chunk, *args, **options)
+            return function(chunk, *args)
+        return await asyncio.to_thread(function, chunk, *args)
 
     async def _check(self, requests: Sequence[Request]) -> None:
         """Make sure that what was just read is as new as this worker.
@@ -336,8 +338,3 @@ class Worker:
         while any(self.mirror.done(tp.topic, tp.partition) < end for tp, end in ends.items()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         await self.mirror.flush()
-
-
-def _gathers(view: View) -> bool:
-    """Whether an entity's features come of several partitions, so that of what follows an event the order matters."""
-    return not set(view.source.keys) <= set(view.entity.keys) or bool(view.source.grown_from)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -274,6 +276,32 @@ def test_events_that_are_late_overflow_or_have_no_key_are_not_folded_and_told_ap
     assert [row[names.index("_offset")] for row in done.late[Other.key]] == [2]
     assert done.events[Other.key] == []
     assert done.positions[Other.key, 0] == (3, 500_000)
+
+
+ALL = set(range(PARTITIONS))
+
+
+@pytest.mark.parametrize(
+    ("partitioner", "emit", "read", "places"),
+    [
+        ("crc32", False, False, {1}),
+        ("crc32", True, False, {1}),
+        ("crc32", False, True, ALL),
+        (None, False, False, {1}),
+        (None, True, False, ALL),
+    ],
+)
+def test_states_are_looked_up_on_all_partitions_only_where_features_are_gathered(partitioner, emit, read, places):
+    made = view(entity=Entity("k", "k"), source=replace(SOURCE, partitioner=partitioner), windows=["5s"])(
+        type("Made", (), {"n": Count()})
+    )
+    flow = Flow([made], [Read(made, "events", ("k",))] if read else [], {"events": PARTITIONS})
+    for p in range(PARTITIONS):
+        flow.begin(made.key, ("events", p), (0, 0))
+    event = {"topic": "events", "_partition": 1, "_time": 5_000, "k": "b", "g": 2, "i": 4, "x": 0.5}
+    [chunk] = chunks_of(logs_of([event]), random.Random(0))
+    pairs = flow.lookups(chunk, {("events", p): 0 for p in range(PARTITIONS)}, emit=emit)[made.key]
+    assert {p for _, p in pairs} == places
 
 
 def test_an_output_has_the_events_place_its_keys_and_all_features():
