@@ -62,7 +62,7 @@ async def hand_over(
     left = from_offsets(events, {partition: at or 0 for partition, at in enumerate(writer.stored)})
     states, done = 0, len(events) - len(left)
     for chunk in chunks(logs_of(topic, left), {topic: 0}, EVENTS):
-        await _load(view, flow, flow.lookups(chunk, {}, emit=False).get(view.key, []), store)
+        await _load(view, flow, flow.lookups(chunk, {}, emit=False, narrow=True).get(view.key, []), store)
         flow.run(chunk, emit=False)
         commits = writer.commits({partition: span for (_, partition), span in chunk.spans.items()})
         await store.commit(commits)

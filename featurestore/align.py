@@ -76,9 +76,12 @@ class _Queue:
 class Aligner:
     """Buffers batches by partition and hands out the merged order as far as it is certain."""
 
-    def __init__(self, ranks: Mapping[str, int]) -> None:
-        """`ranks`: the topics, with 1 for those on which something is predicted and 0 for the others."""
-        self._ranks = dict(ranks)
+    def __init__(self, ranks: Mapping[str, int], *, in_order: bool = True) -> None:
+        """`ranks`: the topics, with 1 for those on which something is predicted and 0 for the others.
+
+        Where nothing depends on the order between partitions, and so not `in_order`, none waits for another.
+        """
+        self._ranks, self._in_order = dict(ranks), in_order
         self._topics = sorted(ranks)
         self._queues: dict[Partition, _Queue] = {}
 
@@ -135,22 +138,19 @@ class Aligner:
 
     def waiting(self) -> list[Partition]:
         """Partitions with nothing buffered on which the rest waits."""
-        return [p for p, queue in self._queues.items() if not queue.events and not queue.drained]
+        return [p for p, queue in self._queues.items() if self._in_order and not queue.events and not queue.drained]
 
     def take(self, limit: int) -> Chunk | None:
         """The next stretch of the merged order, about `limit` events of it; None when nothing is certain yet.
 
         Certain is what lies before the oldest key that a partition could still show. Keys are never torn apart.
         """
-        frontier = min((_FOREVER if queue.drained else queue.newest for queue in self._queues.values()), default=_NEVER)
-        keys = [part.keys[part.keys < frontier] for queue in self._queues.values() for part in queue.parts]
-        total = sum(map(len, keys))
-        if total > limit:
-            sample = np.partition(np.concatenate(keys), limit)
-            frontier = min(frontier, int(sample[limit]) + 1)
+        waiting = [queue for queue in self._queues.values() if queue.parts]
+        common = _frontier(waiting, self._certain(), limit) if self._in_order else None
         taken: list[tuple[Partition, _Part]] = []
         spans: dict[Partition, tuple[int, int]] = {}
         for partition, queue in self._queues.items():
+            frontier = _frontier([queue], _FOREVER, limit // max(len(waiting), 1)) if common is None else common
             span = self._take_from(partition, queue, frontier, taken)
             if span is not None:
                 spans[partition] = span
@@ -159,6 +159,10 @@ class Aligner:
             return None
         frames, erasures = self._merged(taken)
         return Chunk(frames, spans, clocks, erasures)
+
+    def _certain(self) -> int:
+        """The oldest key that a partition could still show."""
+        return min((_FOREVER if queue.drained else queue.newest for queue in self._queues.values()), default=_NEVER)
 
     @staticmethod
     def _take_from(
@@ -213,6 +217,14 @@ class Aligner:
         partitions = np.repeat([p for (_, p), _ in taken], lengths)
         offsets = np.concatenate([part.offsets for _, part in taken])
         return np.lexsort((offsets, partitions, topics, keys))
+
+
+def _frontier(queues: Sequence[_Queue], certain: int, limit: int) -> int:
+    """The key below which about `limit` events of the queues lie, and all are certain."""
+    keys = [part.keys[part.keys < certain] for queue in queues for part in queue.parts]
+    if sum(map(len, keys)) <= limit:
+        return certain
+    return min(certain, int(np.partition(np.concatenate(keys), limit)[limit]) + 1)
 
 
 def merged(ranks: Mapping[str, int], logs: Mapping[Partition, pl.DataFrame]) -> Chunk:

@@ -92,11 +92,12 @@ class Flow:
             state.set_clock(partition[1], position[1])
 
     def lookups(
-        self, chunk: Chunk, read_from: Mapping[tuple[str, int], int], *, emit: bool = True
+        self, chunk: Chunk, read_from: Mapping[tuple[str, int], int], *, emit: bool = True, narrow: bool = False
     ) -> dict[str, list[tuple[int, int]]]:
         """Prepare the chunk; returns by view the (entity, partition) pairs whose states must be loaded first.
 
         `read_from` gives the offset of each (topic, partition) from which reads are wanted; `emit` is that of `run`.
+        With `narrow`, states on other partitions than an event's are left where they are if no features need them.
         """
         self._codes.clear()
         self._work = {key: self._work_of(view, chunk, read_from) for key, view in self.views.items()}
@@ -105,7 +106,7 @@ class Flow:
             touched = np.unique(np.concatenate([work.fold_entities, *work.read_entities]))
             touched = touched[touched != NO_ENTITY]
             self.touched += len(touched)
-            gathered = bool(work.reads) or (emit and not work.view.apart)
+            gathered = bool(work.reads) or not narrow or (emit and not work.view.apart)
             missing = self._missing(self.states[key], work, touched, gathered=gathered)
             if missing:
                 out[key] = missing

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +28,7 @@ from featurestore.errors import DataError, FencedError, FormatError, GapError
 from featurestore.files import publish
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pyarrow.dataset as ds
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the files' footer."""
+
+ABANDONED_SECONDS = 600.0
+"""How old a temporary file is that nobody writes any more."""
 
 _ROW_GROUP = 1 << 16
 _MARK = ".revised"  # in a partition's folder: the version of what its complete files were revised for
@@ -82,8 +87,7 @@ class GridWriter:
         self._compression = compression
         self._revision = revision
         self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        _clear(self._folder)
         self.next = 0
         self.feed: int | None = None
         self._rows: list[pa.Table] = []
@@ -129,10 +133,10 @@ class GridWriter:
             self._rows = [self._write(self.next // self._size, self._rows, self.next, self.feed)]
         self._saved = self.next
 
-    def sweep(self) -> None:
+    def sweep(self, left_off: Callable[[], bool] = lambda: False) -> None:
         """Rewrite the complete files that the revision changes, unless that was done since it came to know more.
 
-        What a kill leaves undone the next call does. Another thread may append meanwhile.
+        What a kill leaves undone the next call does, also where it is `left_off`. Another thread may append meanwhile.
         """
         mark = self._folder / _MARK
         if self._revision is None or not (version := self._revision.version):
@@ -140,6 +144,8 @@ class GridWriter:
         if mark.exists() and mark.read_bytes() == b"%d" % version:
             return
         for path in _grid_files(self._folder):
+            if left_off():
+                return
             footer, _ = _footer(path)
             if footer.next % self._size == 0:
                 table = pq.ParquetFile(path).read()
@@ -256,6 +262,14 @@ def _folder_schema(directory: Path) -> tuple[list[Path], pa.Schema, bool]:
 
 def _number(folder: Path) -> int:
     return int(folder.name.partition("=")[2])
+
+
+def _clear(folder: Path) -> None:
+    """Remove what writers that were killed have left. What is young may be written just now, by another worker."""
+    for leftover in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+                leftover.unlink()
 
 
 def _grid_files(folder: Path) -> list[Path]:

@@ -13,6 +13,9 @@ from onceflow.modules import Definitions
 from onceflow.settings import Settings
 from serving.reader import FeatureReader
 
+SLICE_SECONDS = 1.0
+"""How long a client of Kafka is waited for at a time: signals are heard in between."""
+
 
 def now_ms() -> int:
     """Wall-clock time, ms since the epoch."""
@@ -26,11 +29,16 @@ def admin_client(kafka: str) -> AdminClient:
 
 def topic_partitions(kafka: str, admin: AdminClient | None = None, seconds: float = 10.0) -> dict[str, int]:
     """The number of partitions of every topic there is; UnavailableError when Kafka does not answer in time."""
-    try:
-        topics = (admin or admin_client(kafka)).list_topics(timeout=seconds).topics
-    except KafkaException as error:
-        raise UnavailableError(f"cannot reach Kafka at {kafka}: {error.args[0].str()}") from error
-    return {name: len(topic.partitions) for name, topic in topics.items()}
+    admin, deadline = admin or admin_client(kafka), time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            topics = admin.list_topics(timeout=max(0.0, min(left, SLICE_SECONDS))).topics
+        except KafkaException as error:
+            if left <= SLICE_SECONDS:
+                raise UnavailableError(f"cannot reach Kafka at {kafka}: {error.args[0].str()}") from error
+        else:
+            return {name: len(topic.partitions) for name, topic in topics.items()}
 
 
 def build_reader(definitions: Definitions, settings: Settings, store: OnlineStore) -> FeatureReader:

@@ -173,6 +173,7 @@ def run_worker(worker: Worker, settings: Settings) -> None:
         revoked=worker.revoked,
         headers=frozenset(name for name, source in worker.sources.items() if source.headers),
         columns=settings.transport == "columns",
+        gather=worker.gather,
     )
     app = build_app(
         settings.group,

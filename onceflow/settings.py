@@ -49,8 +49,8 @@ class Settings(BaseModel):
     """How records come from Kafka: as columns or, more slowly, as an object each."""
     partitions: Count = 4
     """Partitions of the topics that onceflow creates."""
-    max_wait_ms: Annotated[int, Field(ge=0)] = 20
-    """How long a live worker waits for a silent partition before it goes on without."""
+    max_wait_ms: Annotated[int, Field(ge=0)] = 40
+    """How long a live worker waits for a silent partition before it goes on without; brokers may wait half of that."""
     chunk: Count = 100_000
     """Events that a worker takes at a time, about."""
     memory_mb: Count = 2_048

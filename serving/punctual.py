@@ -39,11 +39,10 @@ class Punctual:
         return pl.concat([*made, pl.DataFrame(schema=ANSWER).clear(missing)])
 
     def _busy(self) -> bool:
-        if self._call is None:
-            return False
-        if self._call.ended.done():
-            self._call.ended.result()
-        return not self._call.ended.done()
+        if self._call is None or not self._call.ended.done():
+            return self._call is not None
+        self._call.ended.result()
+        return False
 
     def _asked(self, rows: pl.DataFrame, seconds: float) -> list[pl.DataFrame]:
         call = self._call = _Call(self._answers, rows)

@@ -82,6 +82,8 @@ class Delivery:
     """Topics whose batches have their records' headers."""
     columns: bool = True
     """Whether records come as columns; if not, aiokafka makes an object of each one first."""
+    gather: float = 0.05
+    """Seconds for which a broker may wait until there is much to fetch: a turn costs as much for few events."""
     interval: float = 0.01
     """Seconds between fetches, at least: what it adds to latency at low rates it saves in CPU time."""
 

@@ -31,10 +31,8 @@ RETRY = 1.0
 """Seconds between attempts to reach a broker."""
 FETCH_BYTES = 4 << 20
 """Bytes that one fetch brings of a partition, at most: with fewer, a worker that is behind waits for the next one."""
-FETCH_WAIT_MS = 50
-"""How long the broker may wait for data: a partition that is released must wait for the request under way."""
 ENOUGH_BYTES = 64 << 10
-"""With how many bytes it does not wait: a turn costs as much for few events, so that a fetch gathers some."""
+"""With how many bytes the broker does not wait for more."""
 
 
 def lost(tp: TP, position: int, first: int, end: int) -> StateError:
@@ -105,7 +103,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
         consumer._auto_offset_reset = "none"  # anything else skips what retention took, without a word
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._fetch_max_wait_ms = int(1_000 * self.app.delivery.gather)
         consumer._fetch_min_bytes = ENOUGH_BYTES
         consumer._max_partition_fetch_bytes = FETCH_BYTES
         if self.app.delivery.columns:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class Forgetting:
         self._events = events
         self._reached: dict[Partition, int] = {}
         self._sweeping: asyncio.Task[None] | None = None
+        self._left_off = threading.Event()
 
     def reset(self) -> None:
         """Have no partitions."""
@@ -64,9 +66,17 @@ class Forgetting:
             task, self._sweeping = self._sweeping, None
             await task
         if self._sweeping is None:
-            self._sweeping = asyncio.create_task(asyncio.to_thread(_sweep, writers))
+            self._sweeping = asyncio.create_task(asyncio.to_thread(_sweep, writers, self._left_off.is_set))
             if wait:
                 await self._sweeping
+
+    async def leave_off(self) -> None:
+        """Leave a sweep after the file that it is at: what it has not come to the next one does."""
+        if self._sweeping is not None:
+            self._left_off.set()
+            task, self._sweeping = self._sweeping, None
+            await task
+            self._left_off.clear()
 
     def _erasures(self, chunk: Chunk) -> Notes:
         """The erasures themselves, by partition."""
@@ -118,6 +128,6 @@ class Forgetting:
         return upto
 
 
-def _sweep(writers: Sequence[GridWriter]) -> None:
+def _sweep(writers: Sequence[GridWriter], left_off: Callable[[], bool]) -> None:
     for writer in writers:
-        writer.sweep()
+        writer.sweep(left_off)

@@ -99,7 +99,7 @@ class Intake:
 
     def reset(self) -> None:
         """Have no partitions, and nothing of them."""
-        self._aligner = Aligner(self._ranks)
+        self._aligner = Aligner(self._ranks, in_order=self._in_order)
         self._logs.clear()
         self._inbox: defaultdict[str, list[Batch]] = defaultdict(list)  # by topic: what has come, not decoded yet
 
@@ -128,7 +128,7 @@ class Intake:
         """Expect records from `start` on; in a replay that ends, up to `end`."""
         log = self._logs[partition]
         log.expected, log.stored, log.heard, log.end = start, start, time.monotonic(), end
-        self._drain_if_not_awaited(partition)
+        self._drain_at_end(partition)
 
     @property
     def partitions(self) -> Sequence[Partition]:
@@ -184,7 +184,7 @@ class Intake:
             with self._stats.timed("archive"):
                 begins = start if log.archive.next else 0  # an archive may begin in the middle of a topic
                 log.archive.append(archive_table(got.events, list(source.schema)), end, start=begins)
-        self._drain_if_not_awaited(partition)
+        self._drain_at_end(partition)
 
     def _told_apart(self, known: Repeats, got: Ingested, begin: int) -> Ingested:
         """What was ingested without the repeats, of which those are counted that are new here."""
@@ -264,9 +264,8 @@ class Intake:
                 if log.heard < silent_since and not log.held:
                     self._aligner.drain(partition)
 
-    def _drain_if_not_awaited(self, partition: Partition) -> None:
-        """Let others go on without a partition that has come to its end, or whose order says nothing to them."""
-        if self._logs[partition].at_end or not self._in_order:
+    def _drain_at_end(self, partition: Partition) -> None:
+        if self._logs[partition].at_end:
             self._aligner.drain(partition)
 
 

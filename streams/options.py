@@ -20,7 +20,7 @@ class Options:
 
     replay: bool = False
     until_end: bool = False
-    max_wait: float = 0.02
+    max_wait: float = 0.04
     chunk: int = 100_000
     buffer: int = 200_000
     archive: Path | None = None

@@ -23,8 +23,8 @@ from streams.messages import Message, Record, feature_messages, late, prediction
 from streams.processor import Processor
 from streams.stats import Stats
 
-LOOKED_AT = 1_000
-"""Of how many states that are read a worker makes sure that lookups will find them."""
+LOOKED_AT = 10_000
+"""So many lookups a worker makes on all partitions, to make sure that states lie where readers will find them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Work:
         self._owner = owner
         self._stats = stats
         self._memory, self._publish = memory, publish
-        self._looked_at = 0  # states of which it was looked at whether they lie where they should
+        self._looked_at = 0  # lookups so far
         self._done: dict[tuple[str, Partition], int] = {}  # by processor key: first offset not processed
         self._owned: set[Partition] = set()
 
@@ -107,7 +107,8 @@ class Work:
                 if (view.source.name, p) not in self._owned:
                     self._flow.states[view.key].stale(p)  # another worker writes there
         with self._stats.timed("prepare"):
-            pairs = self._flow.lookups(chunk, wanted, emit=self._publish)
+            narrow = self._looked_at >= LOOKED_AT
+            pairs = self._flow.lookups(chunk, wanted, emit=self._publish, narrow=narrow)
         self._stats.looked_up(self._flow.touched, sum(len({e for e, _ in missing}) for missing in pairs.values()))
         requests, places = [], []
         for key, missing in pairs.items():
@@ -121,8 +122,8 @@ class Work:
             for (state, partition, entities), blobs in zip(places, answers, strict=True):
                 for entity, (blob,) in zip(entities, blobs, strict=True):
                     state.load(entity, partition, blob)
-                    if blob is not None and self._looked_at < LOOKED_AT:
-                        self._looked_at += 1
+                    self._looked_at += 1
+                    if blob is not None and self._looked_at <= LOOKED_AT:
                         check_place(state.plan.view, state.names[entity], partition, state.partitions)
 
         return requests, load

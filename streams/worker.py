@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+GATHER = 0.05
+"""Seconds for which brokers may wait until there is much to fetch, where no partition waits for another."""
 TOGETHER = 0.002
 """Seconds in which the partitions of one fetch come one after another: they are decoded together."""
 FENCED_AGAIN = 5.0
@@ -81,17 +83,19 @@ class Worker:
         self.sources: dict[str, Source] = {source.name: source for source in listed}
         predicted = {processor.on.name for processor in self.processors}
         ranks = {topic: int(topic in predicted) for topic in self.sources}
+        gathers = self.mirror is not None and not all(view.apart for view in self._views)
+        self._in_order = bool(self.processors) or gathers
         self._forgetting = Forgetting(self.sources, self._views, reads, self.options.forgotten)
         erasable = self._forgetting.entities
-        in_order = bool(self.processors) or (self.mirror is not None and not all(view.apart for view in self._views))
         self._intake = Intake(
-            self.sources, self._views, ranks, erasable, self.options, self.stats, self.now, in_order=in_order
+            self.sources, self._views, ranks, erasable, self.options, self.stats, self.now, in_order=self._in_order
         )
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
         self._flush_at = 0.0
         self._fenced_at = -FENCED_AGAIN
         self._storing: asyncio.Task[None] | None = None
+        self._overtaken: FencedError | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -101,6 +105,12 @@ class Worker:
             self._views, self.processors, self.partitions, self.owner, self.stats, memory, publish=publish
         )
         self._forgetting.reset()
+        self._overtaken = None
+
+    @property
+    def gather(self) -> float:
+        """Seconds for which brokers may wait for records: less than partitions wait for each other, if they do."""
+        return min(GATHER, self.options.max_wait / 2) if self._in_order and not self.options.replay else GATHER
 
     # --- partitions come and go ---------------------------------------------------------------------------------
 
@@ -108,9 +118,7 @@ class Worker:
         """Claim partitions and say where each must start; whatever was in memory is forgotten."""
         async with self._turning:
             await self._settled()
-            self._reset()
-            if self.mirror is not None:
-                await self.mirror.forget()
+            await self._begin_anew()
             starts: dict[TP, int | None] = {}
             mine = [(tp.topic, tp.partition) for tp in tps if tp.topic in self.sources]
             self._check_known(mine)
@@ -159,12 +167,20 @@ class Worker:
     async def revoked(self, _: frozenset[TP]) -> None:
         """Finish what is under way; what is not done goes to whoever gets the partitions."""
         async with self._turning:
-            await self._settled()
-            self._flush_archives()
-            if self.mirror is not None:
-                await self.mirror.flush()
+            try:
+                await self._stored()
+                await self._flush()
+            except (FencedError, GapError) as error:
+                self._give_way(error)
             given_away(self._intake.partitions)
-            self._reset()
+            await self._begin_anew()
+
+    async def _begin_anew(self) -> None:
+        """Forget what is in memory: the stores and the files say where to go on."""
+        await self._forgetting.leave_off()
+        self._reset()
+        if self.mirror is not None:
+            await self.mirror.forget()
 
     def lag(self) -> dict[Partition, int]:
         """How many offsets of its partitions are still to be stored, as of the last fetches. For any thread."""
@@ -174,10 +190,13 @@ class Worker:
 
     async def receive(self, batch: Batch) -> None:
         """Take a batch from Kafka."""
-        if batch.topic in self.sources:
-            self._intake.take(batch, await known_schemas(self.schemas, self.sources[batch.topic], batch))
-        elif self.mirror is not None:
-            await self.mirror.take(batch)
+        try:
+            if batch.topic in self.sources:
+                self._intake.take(batch, await known_schemas(self.schemas, self.sources[batch.topic], batch))
+            elif self.mirror is not None:
+                await self.mirror.take(batch)
+        except FencedError as error:
+            self._overtaken = error  # for the loop, which has no turn under way when it gives way
         self._wake.set()
 
     # --- the loop -----------------------------------------------------------------------------------------------
@@ -189,21 +208,19 @@ class Worker:
             await self._work_through()
         finally:
             await self.store.close()
+            await self._forgetting.leave_off()
 
     async def _work_through(self) -> None:
         while not self._intake.finished:
             async with self._turning:
-                chunk = self._intake.chunk()
                 try:
-                    await (self._stored() if chunk is None else self._begin(chunk))
+                    busy = await self._turn()
                 except (FencedError, GapError) as error:
                     self._give_way(error)
-                    self._reset()
+                    await self._begin_anew()
                     self.app.consumer.rejoin()
-                if chunk is None:
-                    self._intake.make_room()
-                    await self._flush_now_and_then()
-            if chunk is None:
+                    busy = False
+            if not busy:
                 self._wake.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._intake.patience):
@@ -211,9 +228,20 @@ class Worker:
                     await asyncio.sleep(TOGETHER)
         async with self._turning:
             await self._stored()
-        self._flush_archives()
         await self._drain_mirror()
+        await self._flush()
         await self._forgetting.sweep(self._writers, wait=True)
+
+    async def _turn(self) -> bool:
+        """Begin the next turn, if there is anything to do; returns whether there was."""
+        if self._overtaken is not None:
+            raise self._overtaken
+        chunk = self._intake.chunk()
+        await (self._stored() if chunk is None else self._begin(chunk))
+        if chunk is None:
+            self._intake.make_room()
+        await self._flush_now_and_then()
+        return chunk is not None
 
     async def _begin(self, chunk: Chunk) -> None:
         """Compute a turn while the one before is being stored, then store it in turn."""
@@ -312,23 +340,24 @@ class Worker:
         """Live, let files follow within seconds; a flush rewrites them, so that it may take a twentieth of the time."""
         begun = time.monotonic()
         if not self.options.replay and begun >= self._flush_at:
-            self._flush_archives()
-            if self.mirror is not None:
-                await self.mirror.flush()
+            await self._flush()
             await self._forgetting.sweep(self._writers, wait=False)
             ended = time.monotonic()
             self._flush_at = ended + max(FLUSH_SECONDS, 20 * (ended - begun))
 
-    def _flush_archives(self) -> None:
+    async def _flush(self) -> None:
+        """Write what files lack of what has come."""
         for archive in self._intake.archives:
             archive.flush()
+        if self.mirror is not None:
+            await self.mirror.flush()
 
     @property
     def _writers(self) -> list[GridWriter]:
         return [*self._intake.archives, *(self.mirror.writers if self.mirror is not None else ())]
 
     async def _drain_mirror(self) -> None:
-        """Wait until the mirror has all that was sent, then write it out."""
+        """Wait until the mirror has all that was sent."""
         if self.mirror is None:
             return
         tps = [tp for tp in self.app.consumer.assignment() if tp.topic in self.mirrored]
@@ -337,4 +366,3 @@ class Worker:
         ends = {tp: max(end, self.publisher.ends.get((tp.topic, tp.partition), 0)) for tp, end in ends.items()}
         while any(self.mirror.done(tp.topic, tp.partition) < end for tp, end in ends.items()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        await self.mirror.flush()

@@ -118,6 +118,21 @@ def test_the_order_is_a_function_of_the_logs_however_they_are_cut_pushed_and_tak
     assert Driven(logs, seed).run() == naive(logs)
 
 
+def test_where_their_order_does_not_count_no_partition_waits_for_another():
+    aligner = Aligner(RANKS, in_order=False)
+    behind, current = ("a", 0), ("a", 1)
+    aligner.assign(dict.fromkeys([behind, current]))
+    aligner.push(behind, frame_of(behind, range(100), 0), 0, 100)
+    aligner.push(current, frame_of(current, [5_000, 5_001], 0), 0, 2)
+    chunk = aligner.take(10)
+    assert chunk.spans[current] == (0, 2)
+    assert chunk.spans[behind] == (0, 6)
+    while (chunk := aligner.take(10)) is not None:
+        assert chunk.spans.keys() == {behind}
+    assert aligner.empty
+    assert aligner.waiting() == []
+
+
 @given(LOGS, SEEDS)
 def test_spans_tile_every_partition_also_where_there_are_no_good_events(logs, seed):
     driven = Driven(logs, seed)

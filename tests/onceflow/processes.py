@@ -11,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60
+STOP_SECONDS = 8
+"""Five for what is under way, and some for a busy machine."""
 
 
 @contextmanager
@@ -29,9 +31,9 @@ def onceflow(*arguments, **settings):
 
 
 def told_to_stop(process, number):
-    """The exit code and what was said on standard error."""
+    """The exit code and what was said on standard error, of a process that stops within seconds."""
     process.send_signal(number)
-    _, error = process.communicate(timeout=PATIENCE_SECONDS)
+    _, error = process.communicate(timeout=STOP_SECONDS)
     return process.returncode, error
 
 
