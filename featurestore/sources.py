@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from featurestore.errors import DefinitionError
 from featurestore.expressions import TYPES, Expressions, by_name, checked_type, closest
 from featurestore.times import milliseconds
+
+if TYPE_CHECKING:
+    from featurestore.joined import Joined
 
 PARTITIONERS = ("murmur2", "crc32")
 FORMATS = ("json", "msgpack", "csv", "arrow", "avro", "json_schema")
@@ -118,6 +121,26 @@ class Source:
     def required(self) -> tuple[str, ...]:
         """Columns that no event may lack."""
         return (self.event_time, *self.keys)
+
+    def join(
+        self,
+        other: Source,
+        on: str | Sequence[str],
+        within: str,
+        *,
+        name: str | None = None,
+        derive: Mapping[str, Expressions] | None = None,
+    ) -> Joined:
+        """The source of all pairs of an event of this one and one of the other with equal `on`, `within` each other.
+
+        It is a topic of its own, `<this>.<other>` if `name` does not say otherwise, to which a worker writes an event a
+        pair. `on` is the key of both topics, which need as many partitions. Columns keep their names, those of the
+        other that this one has too get "_right" behind them; `pair_at` is the event time, the later of the two, and
+        `pair_id` tells pairs apart. An event later than its source's lateness is in no pair. `derive` adds columns.
+        """
+        from featurestore.joined import joined  # noqa: PLC0415 - what it makes is a kind of this class
+
+        return joined(self, other, on, within, name=name, derive=derive)
 
 
 def _canonical_type(kind: object, where: str) -> str:

@@ -45,6 +45,8 @@ class WorkerCollector(Collector):
         yield CounterMetricFamily("onceflow_predictions", "Predictions made", value=stats.predictions)
         yield CounterMetricFamily("onceflow_states", "Entity states written", value=stats.states)
         yield CounterMetricFamily("onceflow_late", "Events too late for every window", value=stats.late)
+        yield CounterMetricFamily("onceflow_pairs", "Pairs made by joins", value=stats.pairs)
+        yield CounterMetricFamily("onceflow_unpaired", "Events too many to wait for a pair", value=stats.unpaired)
         rejected = CounterMetricFamily("onceflow_rejected", "Records quarantined, by reason", labels=["reason"])
         for reason, count in list(stats.rejected.items()):
             rejected.add_metric([reason], count)

@@ -167,12 +167,15 @@ async def _live(app: App) -> None:
     await app.wait_until_stopped()
 
 
-def run(app: App, main: Main | None = None) -> None:
-    """Run as `run_app` does, in an event loop of its own, until SIGINT or SIGTERM; a second signal stops at once."""
-    asyncio.run(_until_signalled(app, main))
+def run(app: App, main: Main | None = None) -> bool:
+    """Run as `run_app` does, in an event loop of its own, until SIGINT or SIGTERM; a second signal stops at once.
+
+    Returns whether it has ended without one.
+    """
+    return asyncio.run(_until_signalled(app, main))
 
 
-async def _until_signalled(app: App, main: Main | None) -> None:
+async def _until_signalled(app: App, main: Main | None) -> bool:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(run_app(app, main))
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -180,6 +183,7 @@ async def _until_signalled(app: App, main: Main | None) -> None:
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()
+    return not task.cancelled()
 
 
 class _Broker(logging.Handler):

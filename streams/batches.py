@@ -42,6 +42,10 @@ async def _from_the_beginning(_tps: frozenset[TP]) -> Mapping[TP, int | None]:
     return {}
 
 
+def _no_lead(_tp: TP) -> int:
+    return 0
+
+
 async def _nothing(_tps: Any) -> None:  # noqa: ANN401 - stands in for two different callbacks
     pass
 
@@ -55,8 +59,10 @@ class Delivery:
 
     May be cancelled when another rebalance begins. An error stops the app with that error.
     """
+    lead: Callable[[TP], int] = _no_lead
+    """How many offsets before its position a partition is read from, as far as its log reaches back."""
     assigned: Callable[[Mapping[TP, int]], Awaitable[None]] = _nothing
-    """Told where each newly assigned partition starts, before the first batch flows. Errors as above."""
+    """Told where each newly assigned partition is read from, before the first batch flows. Errors as above."""
     revoked: Callable[[frozenset[TP]], Awaitable[None]] = _nothing
     """Told of partitions about to be given away, after the last batch: at every rebalance (of all partitions, also of
     those that come back) and at a clean stop, not when the app fails. `Consumer.done` still counts until it returns.

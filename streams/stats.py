@@ -32,6 +32,8 @@ class Stats:
     states: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     late: int = 0
+    pairs: int = 0
+    unpaired: int = 0  # events that stopped waiting for a pair because too many waited
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by stage of the work
     first_fold: int | None = None  # when the first chunk had been folded, wall-clock time in ms
     first_at: float | None = None
@@ -48,6 +50,13 @@ class Stats:
         self.chunks += 1
         self.events += events
         self.sizes[np.searchsorted(SIZES, events)] += 1
+
+    def add_joined(self, other: Stats) -> None:
+        """Count what another worker did that made pairs for this one."""
+        self.pairs += other.pairs
+        self.unpaired += other.unpaired
+        self.late += other.late
+        self.rejected.update(other.rejected)
 
     def spent(self, stage: str, seconds: float) -> None:
         """Count what a stage of a turn took."""
@@ -91,6 +100,8 @@ class Stats:
             "states": self.states,
             "rejected": dict(self.rejected),
             "late": self.late,
+            "pairs": self.pairs,
+            "unpaired": self.unpaired,
             "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
             "first_fold": self.first_fold,
             "stream_time": self.stream_time,

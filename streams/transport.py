@@ -150,12 +150,14 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         stored = await self.app.delivery.positions(tps)
         first, end = await self._bounds(tps)
         starts = {tp: first[tp] if (at := stored.get(tp)) is None else at for tp in tps}
-        await self.seek_wait(starts)
+        # A position that the log no longer has stays as it is: no lead may hide that.
+        begins = {tp: max(at - self.app.delivery.lead(tp), min(at, first[tp])) for tp, at in starts.items()}
+        await self.seek_wait(begins)
         for tp, at in starts.items():
             if at < first[tp] or (at > end[tp] and at > await self._seen_end(tp, end[tp])):
                 raise lost(tp, at, first[tp], end[tp])
-        await self.app.delivery.assigned(starts)
-        return starts
+        await self.app.delivery.assigned(begins)
+        return begins
 
     async def _bounds(self, tps: frozenset[TP]) -> tuple[Mapping[TP, int], Mapping[TP, int]]:
         while True:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,12 @@ from featurestore.align import Aligner, Chunk, Partition
 from featurestore.confluent import Loads, Schemas
 from featurestore.definitions import View
 from featurestore.errors import FencedError, GapError, StateError
+from featurestore.joined import Joined
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
 from streams.ingest import Ingested, ingested
+from streams.joins import Ends
 from streams.messages import Message
 from streams.mirror import Mirror, archive_table
 from streams.processor import Processor
@@ -45,8 +47,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Sent = Callable[[Joined, Sequence[int]], Mapping[int, Ends]]
+"""Asks the topic of a join how far pairs of some partitions were delivered."""
+
 FLUSH_SECONDS = 5.0
 """How long what has come may be missing from the files of a live worker."""
+
+
+def _nothing_sent(_source: Joined, _partitions: Sequence[int]) -> Mapping[int, Ends]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,11 @@ class Options:
 class _Log:
     """Where a source partition stands between Kafka and the merged order.
 
-    Offsets are those of records but for `begin`, which is an event's.
+    Offsets are those of records but for `begin` and `back`, which are events'.
     """
 
-    begin: int = 0  # first offset that a view or a processor still needs; what is before only the archive does
+    begin: int = 0  # first offset that is new to a view, a processor or a join
+    back: int = 0  # first offset that a join needs again; what is before only the archive does
     expected: int | None = None  # next offset to come from Kafka
     end: int | None = None  # in a replay: where it ends
     heard: float = 0.0  # when it last brought something
@@ -92,7 +102,10 @@ class _Log:
 
 @dataclass
 class Worker:
-    """Views and processors over their topics. `now` gives wall-clock time in ms, `owner` is this worker's token."""
+    """Views, processors and joins over their topics.
+
+    `now` gives wall-clock time in ms, `owner` is this worker's token.
+    """
 
     views: Sequence[View]
     processors: Sequence[Processor]
@@ -105,6 +118,10 @@ class Worker:
     owner: str
     now: Callable[[], int]
     schemas: Schemas | None = None
+    joins: Sequence[Joined] = ()
+    sent: Sent = _nothing_sent
+    first: Sequence[Worker] = ()  # to be run to their end before this one begins
+    set_aside_later: Collection[str] = ()  # topics whose refused records another worker sets aside, after this one
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
@@ -112,9 +129,11 @@ class Worker:
         self._views = list({view.key: view for view in [*self.views, *read]}.values())
         listed = [view.source for view in self._views]
         listed += [source for processor in self.processors for source in processor.sources]
+        listed += [side for source in self.joins for side in source.sides]
         self.sources: dict[str, Source] = {source.name: source for source in listed}
         predicted = {processor.on.name for processor in self.processors}
         self._ranks = {topic: int(topic in predicted) for topic in self.sources}
+        self._made = {source.name for source in self.joins}  # what is made here is not waited for
         self._keys = {name: _entity_columns(name, self._views) for name in self.sources}
         self._logs: dict[Partition, _Log] = {}
         self._refused: list[Message] = []
@@ -126,7 +145,10 @@ class Worker:
 
     def _reset(self) -> None:
         self._aligner = Aligner(self._ranks)
-        self._work = Work(self._views, self.processors, self.partitions, self.owner, self.stats, self.options.memory)
+        options = self.options
+        self._work = Work(
+            self._views, self.processors, self.partitions, self.owner, self.stats, options.memory, self.joins
+        )
         self._logs.clear()
 
     # --- partitions come and go ---------------------------------------------------------------------------------
@@ -143,10 +165,24 @@ class Worker:
             self._check_known(mine)
             for partition, start in zip(mine, await asyncio.gather(*map(self._claim, mine)), strict=True):
                 starts[TP(*partition)] = start
+            await self._begin_joins(mine)
             for tp in tps:
                 if self.mirror is not None and tp.topic in self.mirrored:
                     starts[tp] = self.mirror.position(tp.topic, tp.partition)
             return starts
+
+    async def _begin_joins(self, partitions: Sequence[Partition]) -> None:
+        """Let joins go on with the partitions of both their topics, as far as these were joined already."""
+        for source in self.joins:
+            mine = [{p for topic, p in partitions if topic == side.name} for side in source.sides]
+            if mine[0] != mine[1]:
+                raise StateError(
+                    f"{source.name}: this worker got partitions {sorted(mine[0])} of {source.left.name} and "
+                    f"{sorted(mine[1])} of {source.right.name}, which are joined; start all workers again"
+                )
+            sent = await asyncio.to_thread(self.sent, source, sorted(mine[0]))
+            for partition in mine[0]:
+                self._work.begin_join(source, partition, sent.get(partition))
 
     def _check_known(self, partitions: Sequence[Partition]) -> None:
         """Refuse partitions that were added while this worker ran: keys have moved to them, and states have not."""
@@ -164,15 +200,22 @@ class Worker:
         keys = self._work.keys(partition)
         found = await asyncio.gather(*(self.store.claim(key, *partition, self.owner) for key in keys))
         begin = self._work.begin(partition, dict(zip(keys, found, strict=True)))
-        self._aligner.assign({partition: None if begin is None else begin.clock})
+        back = self._work.reread(partition, begin)
+        self._aligner.assign({partition: back.clock})
         folder = self.options.archive
         source = self.sources[partition[0]]
         grid = source.grid(self.options.grid)
         archive = None if folder is None else GridWriter(folder / partition[0], partition[1], grid)
-        self._logs[partition] = _Log(0 if begin is None else begin.next, archive=archive)
+        self._logs[partition] = _Log(0 if begin is None else begin.next, back.offset, archive=archive)
         if begin is None or (archive is not None and not archive.next):
             return None
         return (begin.next if archive is None else min(begin.next, archive.next)) >> source.row_bits
+
+    def lead(self, tp: TP) -> int:
+        """How many records before a partition's position are read again for what is to be joined."""
+        log = self._logs.get((tp.topic, tp.partition))
+        bits = 0 if log is None else self.sources[tp.topic].row_bits
+        return 0 if log is None else (log.begin >> bits) - (log.back >> bits)
 
     async def assigned(self, starts: Mapping[TP, int]) -> None:
         """Take note of where partitions start and, to stop there, where they end."""
@@ -181,6 +224,8 @@ class Worker:
         for tp, start in mine.items():
             log = self._logs[tp.topic, tp.partition]
             log.expected, log.heard, log.end = start, time.monotonic(), ends.get(tp)
+            if tp.topic in self._made:
+                self._aligner.drain((tp.topic, tp.partition))
             self._drain_at_end((tp.topic, tp.partition))
         for tp, start in starts.items():
             if self.mirror is not None and tp.topic in self.mirrored:
@@ -230,16 +275,18 @@ class Worker:
             self.app.consumer.hold(TP(*partition))
 
     def _push(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
-        begin, events, rejects = self._logs[partition].begin, got.events, got.rejects
-        if end <= begin:
+        log, events = self._logs[partition], got.events
+        if end <= log.back:
             return
-        if start < begin:
-            events = events.filter(pl.col("_offset") >= begin)
-            rejects = [refused for refused in rejects if refused.offset >= begin]
+        if start < log.back:
+            events = events.filter(pl.col("_offset") >= log.back)
+        rejects = [refused for refused in got.rejects if refused.offset >= log.begin]
+        if partition[0] in self.set_aside_later:
+            rejects = []
         self.stats.rejected.update(refused.error for refused in rejects)
         self._refused += [refused.message for refused in rejects]
-        self._aligner.push(partition, events, max(start, begin), end)
-        if not self.options.replay:
+        self._aligner.push(partition, events, max(start, log.back), end)
+        if not self.options.replay and partition[0] not in self._made:
             self._aligner.drain(partition, drained=False)
 
     def _drain_at_end(self, partition: Partition) -> None:
@@ -290,11 +337,12 @@ class Worker:
                     self.app.consumer.release(TP(*partition))
 
     def _give_up_waiting(self) -> None:
-        """Go on without partitions that have been silent for too long; in a replay, never."""
+        """Go on without partitions that have been silent for too long; in a replay, never, nor while one is reread."""
         if not self.options.replay:
             silent_since = time.monotonic() - self.options.max_wait
             for partition, log in self._logs.items():
-                if log.heard < silent_since and not log.held:
+                again = log.expected is not None and log.expected << self.sources[partition[0]].row_bits < log.begin
+                if log.heard < silent_since and not log.held and not again:
                     self._aligner.drain(partition)
 
     async def _begin(self, chunk: Chunk) -> None:

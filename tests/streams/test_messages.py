@@ -151,6 +151,6 @@ def test_a_refused_record_keeps_its_first_four_kilobytes_and_a_late_one_all():
     assert rejected(Record("visits", 0, 1, None), "tombstone", "").value is None
     assert rejected(Record("visits", 0, 1, b"{}", b"k" * 4_096), "type", "").key == b"k" * 4_096
     assert rejected(Record("visits", 0, 1, b"{}", b"k" * 4_097), "type", "").key is None
-    message = late(record, "visits@1")
+    message = late(record, "older than every window of visits@1")
     assert (message.topic, message.partition, message.value) == ("visits.late", 2, record.value)
     assert message.headers == {"error": b"late", "detail": b"older than every window of visits@1", **place}

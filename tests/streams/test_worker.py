@@ -268,7 +268,7 @@ def live_records(tag, now):
 
 async def beside(worker, settings, until, seconds=30):
     """Run a worker until a condition holds, then stop it."""
-    delivery = Delivery(positions=worker.positions, assigned=worker.assigned, revoked=worker.revoked)
+    delivery = Delivery(positions=worker.positions, lead=worker.lead, assigned=worker.assigned, revoked=worker.revoked)
     topics = [*worker.sources, *worker.mirrored]
     options = {"delivery": delivery, "session_timeout_ms": settings.session_timeout_ms, "alone": True}
     app = build_app(settings.group, settings.kafka, topics, worker.receive, **options)
