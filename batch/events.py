@@ -18,6 +18,7 @@ from featurestore.definitions import View
 from featurestore.errors import ConfigError, DataError
 from featurestore.frames import META, checked_events
 from featurestore.plan import compiled
+from featurestore.repeats import without_repeats
 from featurestore.sources import Source
 
 _FOLDER = re.compile(r"partition=(\d+)")
@@ -41,11 +42,13 @@ def event_files(source: Source, path: Path) -> list[Path]:
 def read_events(source: Source, path: Path, columns: Collection[str] | None = None) -> pl.DataFrame:
     """The event frame of all events under `path`, in order of partition and offset.
 
-    `columns` (of the source, derived ones too) keeps memory small; None keeps all. Files without `_partition` are one
-    partition; without `_offset`, their rows in order are the log. Raises ConfigError when there are no files,
+    Repeats are left out as in the stream; an archive has none. `columns` (of the source, derived ones too) keeps memory
+    small; None keeps all. Files without `_partition` are one partition; without `_offset`, their rows in order are the
+    log. Raises ConfigError when there are no files,
     DataError for rows that are not the source's events or an offset that is there twice.
     """
-    kept = list(source.types) if columns is None else [name for name in source.types if name in set(columns)]
+    kept = [name for name in source.types if columns is None or name in columns]
+    looked_at = kept if source.id is None or source.id in kept else [*kept, source.id]
     frames: list[pl.DataFrame] = []
     rows = 0
     for file in event_files(source, path):
@@ -53,8 +56,9 @@ def read_events(source: Source, path: Path, columns: Collection[str] | None = No
         if "_offset" not in frame.columns:
             frame = frame.with_columns(pl.int_range(rows, rows + len(frame), dtype=pl.Int64).alias("_offset"))
         rows += len(frame)
-        frames.append(checked_events(source, frame).select(*kept, *META))
-    return _in_log_order(source, pl.concat(frames))
+        frames.append(checked_events(source, frame).select(*looked_at, *META))
+    events = without_repeats(source, _in_log_order(source, pl.concat(frames)))
+    return events.select(*kept, *META)
 
 
 def is_log(path: Path, source: Source) -> bool:

@@ -22,7 +22,7 @@ import csv
 import re
 from functools import lru_cache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
+
+T = TypeVar("T")
 
 #: The newest event time that is taken for a date: the last millisecond of the year 9999.
 MAX_TIME = 253_402_300_799_999
@@ -56,6 +58,8 @@ _SIGNS = (
     ("range", "` >= "),
     ("range", "` <= "),
 )
+_INT = re.compile(r"-?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _JSON_TYPES: dict[str, Any] = {"str": str, "int": _INT64, "float": float, "bool": bool, "timestamp[ms]": _INT64}
 _EVENT_TIME = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)]
@@ -178,11 +182,22 @@ def decode_each(
     rejects = beyond(texts)
     if not all(values):
         rejects += [Reject(row, "tombstone", "the record has no value") for row, v in enumerate(values) if v is None]
+    return decode_items(schema, _without(rejects, texts), decode, rejects, len(values))
+
+
+def decode_items(
+    schema: Mapping[str, str],
+    items: Iterable[tuple[int, T]],
+    decode: Callable[[T], msgspec.Struct],
+    rejects: list[Reject],
+    count: int,
+) -> Decoded:
+    """Decode some of `count` records, given with their rows; the others are among the `rejects` already."""
     records: list[msgspec.Struct] = []
     keep = records.append
-    for row, text in _without(rejects, texts):
+    for row, item in items:
         try:
-            keep(decode(text))
+            keep(decode(item))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, csv.Error) as error:
             rejects.append(Reject(row, _code(error), str(error)[:MAX_DETAIL]))
     rejects.sort()
@@ -190,7 +205,7 @@ def decode_each(
         name: pl.Series(values=list(map(attrgetter(_attribute(i)), records)), dtype=TYPES[kind])
         for i, (name, kind) in enumerate(schema.items())
     }
-    rows = np.delete(np.arange(len(values), dtype=np.int64), [reject.row for reject in rejects])
+    rows = np.delete(np.arange(count, dtype=np.int64), [reject.row for reject in rejects])
     return Decoded(pl.DataFrame(columns), rows, rejects)
 
 
@@ -215,6 +230,19 @@ def event_type(schema: tuple[tuple[str, str], ...], required: frozenset[str], ev
     names = {_attribute(i): name for i, (name, _) in enumerate(schema)}
     # Records hold no references to each other: without the collector's book-keeping they are made twice as fast.
     return msgspec.defstruct("Event", fields, rename=names, kw_only=True, gc=False)
+
+
+def value_of(kind: str, text: str) -> object:
+    """The value that a text stands for; the text itself where it stands for none, which is then refused."""
+    if not text:
+        return None
+    if kind in ("int", "timestamp[ms]") and _INT.fullmatch(text):
+        return int(text[:40])
+    if kind == "float" and _FLOAT.fullmatch(text):
+        return float(text)
+    if kind == "bool":
+        return {"true": True, "false": False}.get(text, text)
+    return text
 
 
 def _attribute(i: int) -> str:

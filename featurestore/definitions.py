@@ -219,4 +219,6 @@ def _fingerprint(made: View) -> str:
     }
     if isinstance(source, Joined):
         state["joined"] = source.fingerprint
+    if source.id is not None:
+        state["repeats"] = [source.id, source.dedup]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]

@@ -8,7 +8,6 @@ Fields of nested records are found by their paths; of a name that is there twice
 from __future__ import annotations
 
 import csv
-import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +25,42 @@ from featurestore.decoding import (
     decode_json,
     event_type,
     set_apart,
+    value_of,
 )
+from featurestore.headers import decode_headers
+from featurestore.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from featurestore.decoding import Wrong
+    from featurestore.headers import Headers
     from featurestore.sources import Source
 
 
-_INT = re.compile(r"-?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-
-
-def decode(source: Source, values: Sequence[bytes | None], schemas: Mapping[int, Loads] = NO_SCHEMAS) -> Decoded:
+def decode(
+    source: Source,
+    values: Sequence[bytes | None],
+    schemas: Mapping[int, Loads] = NO_SCHEMAS,
+    headers: Sequence[Headers] | None = None,
+) -> Decoded:
     """Decode the records of a source; nothing in `values` raises (see `decoding.decode_json`).
 
-    `schemas` has what reads the records' content where they name schemas (see `confluent.ids_of`).
+    `schemas` has what reads the records' content where they name schemas (see `confluent.ids_of`). `headers` are those
+    of each record, where the source has columns in them.
     """
+    if not source.headers:
+        return _decoded(source, values, schemas)
+    assert headers is not None, f"{source.name} has columns in headers"
+    kinds = {name: source.schema[name] for name in source.headers}
+    outer = _finite(kinds, decode_headers(kinds, source.headers, headers))
+    inner = _decoded(source.body, Values.of(values).taken(outer.rows), schemas)
+    frame = inner.frame.hstack(outer.frame[inner.rows]).select(*source.schema)
+    rejects = [reject._replace(row=int(outer.rows[reject.row])) for reject in inner.rejects]
+    return Decoded(frame, outer.rows[inner.rows], sorted([*outer.rejects, *rejects]), inner.places)
+
+
+def _decoded(source: Source, values: Sequence[bytes | None], schemas: Mapping[int, Loads]) -> Decoded:
     if source.format == "json" and not source.fields:
         return decode_json(source.schema, source.required, source.event_time, values)
     if source.format == "arrow":
@@ -109,18 +126,5 @@ def _line(columns: tuple[tuple[str, str], ...], value: bytes) -> dict[str, objec
     rows = list(csv.reader([value.decode().removesuffix("\n").removesuffix("\r")], strict=True))
     if len(rows) != 1 or len(rows[0]) != len(columns):
         raise msgspec.DecodeError(f"a line of {len(columns)} fields is expected")
-    parsed = ((name, _parsed(kind, text)) for (name, kind), text in zip(columns, rows[0], strict=True))
+    parsed = ((name, value_of(kind, text)) for (name, kind), text in zip(columns, rows[0], strict=True))
     return {name: found for name, found in parsed if found is not None}
-
-
-def _parsed(kind: str, text: str) -> object:
-    """The value that a field of CSV stands for; the text itself where it stands for none, which is then refused."""
-    if not text:
-        return None
-    if kind in ("int", "timestamp[ms]") and _INT.fullmatch(text):
-        return int(text[:40])
-    if kind == "float" and _FLOAT.fullmatch(text):
-        return float(text)
-    if kind == "bool":
-        return {"true": True, "false": False}.get(text, text)
-    return text

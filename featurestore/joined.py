@@ -53,6 +53,7 @@ def joined(
     *,
     name: str | None = None,
     derive: Mapping[str, Expressions] | None = None,
+    dedup: int = 1_000_000,
 ) -> Joined:
     """The inner join of two sources (see `Source.join`); DefinitionError where it cannot work."""
     keys = (on,) if isinstance(on, str) else tuple(on)
@@ -83,6 +84,8 @@ def joined(
         max_lead=max(left, right, key=lambda side: side.max_lead_ms).max_lead,
         derive=derive or {},
         partitioner=left.partitioner or right.partitioner,
+        id=ID,
+        dedup=dedup,
         left=left,
         right=right,
         within_ms=apart,

@@ -113,7 +113,7 @@ def compare(old: Spec | None, new: Spec) -> Change:
     reasons += _feature_reasons("feature", _named(old["features"]), _named(new["features"]))
     reasons += _feature_reasons("derived feature", _named(old["derived"]), _named(new["derived"]))
     if old["fingerprint"] != new["fingerprint"]:
-        reasons = reasons or ["the schema, key, event time, lateness or derived columns of the source changed"]
+        reasons = reasons or ["the schema, key, event time, lateness, id or derived columns of the source changed"]
         reasons.append(f"its state begins anew under fingerprint {new['fingerprint']}")
         if old["version"] == new["version"]:
             reasons.append(f"version is still {new['version']}: raise it, so that models can tell the two apart")

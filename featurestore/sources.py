@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -42,7 +43,11 @@ class Source:
     `format` is that of a record: "json", "msgpack", "csv" (a line, its fields in the schema's order), or "arrow" (a
     stream of Arrow's IPC format, each row of which is an event); "avro" and "json_schema" are those of Confluent's wire
     format, whose schemas a registry has. `fields` says where a column is found that does not go by its own name: the
-    path to it, such as "payment.amount", or several, of which the first that is there counts.
+    path to it, such as "payment.amount", or several, of which the first that is there counts. `headers` names the
+    record header that holds a column which is not in the record itself.
+
+    `id` is a column that tells events apart, text or integers: an event whose id one of the `dedup` records before it
+    in its partition bore is a repeat, and left out (see `repeats.Repeats`).
     """
 
     name: str
@@ -55,6 +60,9 @@ class Source:
     partitioner: str | None = None
     format: str = "json"
     fields: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    id: str | None = None
+    dedup: int = 1_000_000
 
     paths: dict[str, tuple[str, ...]] = field(init=False)  # by column, where it is found in a record
     types: dict[str, str] = field(init=False)  # schema columns, then derived ones
@@ -71,13 +79,17 @@ class Source:
         keys = (self.key,) if isinstance(self.key, str) else tuple(self.key)
         if not keys:
             raise DefinitionError(f"{here}: it has no key; name the column that its records are keyed by")
-        for column in (self.event_time, *keys):
+        for column in (self.event_time, *keys, *([] if self.id is None else [self.id])):
             if column not in types:
                 raise DefinitionError(f"{here}: there is no column {column!r}; {closest(column, types)}")
         if types[self.event_time] not in ("timestamp[ms]", "int"):
             raise DefinitionError(f'{here}: event time {self.event_time!r} must be "timestamp[ms]" in the schema')
         if self.partitioner not in (None, *PARTITIONERS):
             raise DefinitionError(f"{here}: partitioner must be one of {', '.join(PARTITIONERS)}, or left out")
+        if self.id is not None and types[self.id] not in ("str", "int"):
+            raise DefinitionError(f"{here}: id {self.id!r} must be str or int in the schema, not {types[self.id]}")
+        if not isinstance(self.dedup, int) or self.dedup < 1:
+            raise DefinitionError(f"{here}: dedup says how many records back an id counts, not {self.dedup!r}")
         if self.format not in FORMATS:
             raise DefinitionError(f"{here}: format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if self.fields and self.format == "csv":
@@ -85,6 +97,11 @@ class Source:
         for column in self.fields:
             if column not in types:
                 raise DefinitionError(f"{here}, fields: there is no column {column!r}; {closest(column, types)}")
+        for column in self.headers:
+            if column not in types:
+                raise DefinitionError(f"{here}, headers: there is no column {column!r}; {closest(column, types)}")
+            if column in (self.event_time, *keys, *self.fields):
+                raise DefinitionError(f"{here}, headers: {column!r} is in the record itself; leave it out")
         paths = {name: (path,) if isinstance(path, str) else tuple(path) for name, path in self.fields.items()}
         object.__setattr__(self, "paths", {name: paths.get(name, (name,)) for name in types})
         object.__setattr__(self, "schema", dict(types))
@@ -108,6 +125,12 @@ class Source:
         """Whether records name schemas that a registry has."""
         return self.format in ("avro", "json_schema")
 
+    @cached_property
+    def body(self) -> Source:
+        """What of the source is in the records themselves."""
+        schema = {name: kind for name, kind in self.schema.items() if name not in self.headers}
+        return replace(self, schema=schema, headers={}, derive={}, id=None)
+
     @property
     def row_bits(self) -> int:
         """By how many bits an event's offset is the record's, shifted."""
@@ -130,17 +153,21 @@ class Source:
         *,
         name: str | None = None,
         derive: Mapping[str, Expressions] | None = None,
+        dedup: int = 1_000_000,
     ) -> Joined:
         """The source of all pairs of an event of this one and one of the other with equal `on`, `within` each other.
 
         It is a topic of its own, `<this>.<other>` if `name` does not say otherwise, to which a worker writes an event a
         pair. `on` is the key of both topics, which need as many partitions. Columns keep their names, those of the
         other that this one has too get "_right" behind them; `pair_at` is the event time, the later of the two, and
-        `pair_id` tells pairs apart. An event later than its source's lateness is in no pair. `derive` adds columns.
+        `pair_id`, its `id`, tells pairs apart. An event that is later than its source's lateness is in no pair.
+
+        A worker that dies makes the pairs of its last turn again: `dedup` is to be twice what a turn makes, at least.
+        `derive` adds columns.
         """
         from featurestore.joined import joined  # noqa: PLC0415 - what it makes is a kind of this class
 
-        return joined(self, other, on, within, name=name, derive=derive)
+        return joined(self, other, on, within, name=name, derive=derive, dedup=dedup)
 
 
 def _canonical_type(kind: object, where: str) -> str:

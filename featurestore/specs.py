@@ -39,7 +39,7 @@ def view_of(spec: Spec, *, entity: Entity, source: Source) -> View:
     made = View(type(spec["view"], (), members), entity=entity, source=source, windows=(), version=int(spec["version"]))
     if made.fingerprint != spec["fingerprint"]:
         raise DefinitionError(
-            f"{here} is of another source: its schema, key, event time, lateness or derived columns changed"
+            f"{here} is of another source: its schema, key, event time, lateness, id or derived columns changed"
         )
     return made
 

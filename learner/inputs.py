@@ -185,7 +185,8 @@ class Inputs:
         """The good events: the worker quarantines the others. From the future is what the worker takes for it."""
         source, timestamps = self._service.label.source, np.array(records.timestamps, np.int64)
         schemas = self._options.schemas if source.registered else None
-        decoded = decode(source, records.values, schemas.loaders(ids_of(records.values)) if schemas else {})
+        loaders = schemas.loaders(ids_of(records.values)) if schemas else {}
+        decoded = decode(source, records.values, loaders, records.headers)
         present = timestamps[decoded.rows] if wall is None else np.int64(wall)
         good = decoded.frame[source.event_time].to_numpy() <= present + source.max_lead_ms
         self.skipped.update((source.name, reject.error) for reject in decoded.rejects)

@@ -138,7 +138,9 @@ def run(learners: Sequence[LiveLearner], kafka: str, stop: Event, say: Say) -> N
     with ExitStack() as stack:
         pairs = []
         for learner in learners:
-            reader = Reader(kafka, learner.begin(partitions), say)
+            labels = learner.service.label.source
+            headers = [labels.name] if labels.headers else []
+            reader = Reader(kafka, learner.begin(partitions), say, headers)
             pairs.append((learner, stack.enter_context(closing(reader))))
         say(f"learning {', '.join(learner.service.name for learner in learners)}")
         while not stop.is_set() and not all(learner.inputs.finished for learner in learners):

@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient
 
 from featurestore.align import Partition
 from featurestore.errors import GapError, UnavailableError
+from featurestore.headers import Headers
 
 Say = Callable[[str], None]
 """Tells the user something, in one line."""
@@ -32,14 +33,18 @@ class Records:
     offsets: list[int] = field(default_factory=list)
     timestamps: list[int] = field(default_factory=list)
     values: list[bytes | None] = field(default_factory=list)
+    headers: list[Headers] = field(default_factory=list)  # where they are wanted
     ended: bool = False
 
 
 class Reader:
     """Reads partitions from given offsets on (None: from the oldest record there is), committed transactions only."""
 
-    def __init__(self, kafka: str, starts: Mapping[Partition, int | None], say: Say) -> None:
-        self._kafka, self._say = kafka, say
+    def __init__(
+        self, kafka: str, starts: Mapping[Partition, int | None], say: Say, headers: Collection[str] = ()
+    ) -> None:
+        """`headers`: the topics of which records' headers are wanted."""
+        self._kafka, self._say, self._headers = kafka, say, headers
         self._away = False
         self._short = 0  # how many times in a row a partition was found to end before its start
         self._next = {place: start or 0 for place, start in starts.items()}
@@ -75,7 +80,10 @@ class Reader:
             place = message.topic(), message.partition()
             error = message.error()
             if error is None:
-                _append(found.setdefault(place, Records(place)), message)
+                records = found.setdefault(place, Records(place))
+                _append(records, message)
+                if place[0] in self._headers:
+                    records.headers.append(message.headers() or ())
                 self._next[place] = message.offset() + 1
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - how the client names it
                 found.setdefault(place, Records(place)).ended = True

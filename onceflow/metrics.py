@@ -47,6 +47,7 @@ class WorkerCollector(Collector):
         yield CounterMetricFamily("onceflow_late", "Events too late for every window", value=stats.late)
         yield CounterMetricFamily("onceflow_pairs", "Pairs made by joins", value=stats.pairs)
         yield CounterMetricFamily("onceflow_unpaired", "Events too many to wait for a pair", value=stats.unpaired)
+        yield CounterMetricFamily("onceflow_repeats", "Events left out, for their id came before", value=stats.repeats)
         rejected = CounterMetricFamily("onceflow_rejected", "Records quarantined, by reason", labels=["reason"])
         for reason, count in list(stats.rejected.items()):
             rejected.add_metric([reason], count)

@@ -15,6 +15,7 @@ from featurestore.errors import ConfigError, DataError, UnavailableError
 
 Progress = Callable[[int], None]
 """Called with the number of events handed to Kafka so far."""
+Headers = dict[str, bytes] | None
 
 TIMEOUT_SECONDS = 30.0
 
@@ -56,11 +57,15 @@ def produce_frames(
     timestamps: str | None = None,
     progress: Progress | None = None,
     partitioner: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> int:
-    """Send frames one after another, each as soon as it is there, as `produce_frame` does."""
+    """Send frames one after another, each as soon as it is there, as `produce_frame` does.
+
+    `headers` are the names of those that take columns, by column.
+    """
     ensure_topics(address, {topic: partitions})
     outbox = _Outbox(address, topic, partitioner)
-    return _produce(outbox, frames, key, timestamps, progress)
+    return _produce(outbox, frames, key, timestamps, progress, headers or {})
 
 
 def produce_file(
@@ -74,13 +79,14 @@ def produce_file(
     progress: Progress | None = None,
     partitioner: str | None = None,
     types: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> int:
     """Send every row of a JSON lines, CSV or Parquet file, as `produce_frame` does, without holding the file in memory.
 
     `types` are a source's column types: such columns are cast, and other columns left out. DataError: it cannot be.
     """
     options: dict[str, Any] = {"timestamps": timestamps, "progress": progress, "partitioner": partitioner}
-    return produce_frames(address, topic, read(path, types), key, partitions, **options)
+    return produce_frames(address, topic, read(path, types), key, partitions, headers=headers, **options)
 
 
 def read(path: Path, types: Mapping[str, str] | None = None) -> Iterator[pl.DataFrame]:
@@ -144,12 +150,12 @@ class _Outbox:
         self._failures: list[str] = []
         self._producer = Producer(_configuration(address, partitioner) | {"on_delivery": self._delivered})
 
-    def send(self, values: list[bytes], keys: list[bytes | None], times: list[int]) -> None:
+    def send(self, values: list[bytes], keys: list[bytes | None], times: list[int], headers: list[Headers]) -> None:
         produce, topic = self._producer.produce, self._topic
-        for value, key, at in zip(values, keys, times, strict=True):
+        for value, key, at, given in zip(values, keys, times, headers, strict=True):
             while True:
                 try:
-                    produce(topic, value, key, timestamp=at)
+                    produce(topic, value, key, timestamp=at, headers=given)
                     break
                 except BufferError:  # the queue is full: wait for Kafka to take some of it
                     self._poll(_WAIT_SECONDS)
@@ -180,11 +186,13 @@ def _produce(
     key: Sequence[str],
     timestamps: str | None,
     progress: Progress | None,
+    headers: Mapping[str, str],
 ) -> int:
     sent = 0
     for frame in frames:
         for rows in frame.iter_slices(_CHUNK):
-            outbox.send(encode(rows), _keys(rows, key), _times(rows, timestamps))
+            values = encode(rows.drop(headers.keys()))
+            outbox.send(values, _keys(rows, key), _times(rows, timestamps), _headers(rows, headers))
             sent += len(rows)
             if progress is not None:
                 progress(sent)
@@ -226,6 +234,16 @@ def _times(rows: pl.DataFrame, timestamps: str | None) -> list[int]:
         raise ConfigError(f"column {timestamps!r} has no time in every row: record timestamps need ms since the epoch")
     times: list[int] = column.to_list()
     return times
+
+
+def _headers(rows: pl.DataFrame, names: Mapping[str, str]) -> list[Headers]:
+    """The columns that go to headers, as text; what JSON has null for is left out."""
+    if not names:
+        return [None] * len(rows)
+    floats = pl.selectors.float()
+    finite = rows.select(names.keys()).with_columns(pl.when(floats.is_finite()).then(floats))
+    texts = finite.cast(pl.String).iter_rows()
+    return [{name: text.encode() for name, text in zip(names.values(), row, strict=True) if text} for row in texts]
 
 
 def _known(rows: pl.DataFrame, columns: Sequence[str]) -> None:

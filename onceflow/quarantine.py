@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from featurestore import ConfigError, UnavailableError
 from onceflow.ends import asking, spans
 from onceflow.reading import topic_partitions
+from streams.messages import HEADER_PREFIX
 
 _PATIENCE_SECONDS = 10.0
 _WAIT_SECONDS = 0.1
@@ -22,7 +23,8 @@ class Refused:
     """A refused record: why, where it lies in its source topic, and its bytes (None: a tombstone).
 
     `partition` and `offset` are texts, as the record's headers have them: whoever may write to the topic wrote them.
-    `letter` is where it lies among the dead letters. Not `whole`: it had more bytes than were kept.
+    `headers` are its own that hold columns. `letter` is where it lies among the dead letters. Not `whole`: it had more
+    bytes than were kept.
     """
 
     error: str
@@ -31,6 +33,7 @@ class Refused:
     offset: str
     value: bytes | None
     key: bytes | None = None
+    headers: Mapping[str, bytes] = field(default_factory=dict)
     letter: tuple[int, int] = (0, 0)
     whole: bool = True
 
@@ -77,12 +80,14 @@ def _messages(consumer: Consumer, place: TopicPartition, end: int) -> Iterator[M
 
 
 def _refused(message: Message) -> Refused:
-    headers = {name: text_of(value or b"") for name, value in message.headers() or ()}
+    given = [(name, value or b"") for name, value in message.headers() or ()]
+    headers = {name: text_of(value) for name, value in given}
     error, detail, partition, offset = (headers.get(name, "") for name in ("error", "detail", "partition", "offset"))
     key, value = (each.encode() if isinstance(each, str) else each for each in (message.key(), message.value()))
     letter = int(message.partition() or 0), int(message.offset() or 0)
     whole = headers.get("size", "") in ("", str(len(value or b"")))
-    return Refused(error, detail, partition, offset, value, key, letter, whole)
+    own = {name.removeprefix(HEADER_PREFIX): found for name, found in given if name.startswith(HEADER_PREFIX)}
+    return Refused(error, detail, partition, offset, value, key, own, letter, whole)
 
 
 def text_of(value: bytes | str) -> str:

@@ -225,6 +225,7 @@ def _run_one(worker: Worker, settings: Settings) -> bool:
         lead=worker.lead,
         assigned=worker.assigned,
         revoked=worker.revoked,
+        headers=frozenset(name for name, source in worker.sources.items() if source.headers),
         columns=settings.transport == "columns",
     )
     app = build_app(

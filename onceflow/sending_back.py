@@ -43,7 +43,8 @@ def _produce(kafka: str, topic: str, letters: Sequence[Refused]) -> None:
     producer = Producer({"bootstrap.servers": kafka, "enable.idempotence": True, "log_level": 0})
     for letter in letters:
         place = f"{topic}.dlq:{letter.letter[0]}:{letter.letter[1]}".encode()
-        producer.produce(topic, letter.value, letter.key, int(letter.partition), headers={HEADER: place})
+        headers = {**letter.headers, HEADER: place}
+        producer.produce(topic, letter.value, letter.key, int(letter.partition), headers=headers)
         producer.poll(0)
     if producer.flush(TIMEOUT_SECONDS):
         raise UnavailableError(f"Kafka at {kafka} did not take all that was sent back: a new call sends it again")

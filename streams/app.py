@@ -137,7 +137,7 @@ def _receive(app: App, name: str, receive: Receive) -> None:
         async for batch in stream:
             await receive(batch)
 
-    app.receive(batch_topic(app, name), agent)
+    app.receive(batch_topic(app, name, headers=name in app.delivery.headers), agent)
 
 
 async def run_app(app: App, main: Main | None = None) -> None:

@@ -69,6 +69,8 @@ class Delivery:
     """
     max_records: int = 20_000
     """Rows in a batch, at most."""
+    headers: frozenset[str] = frozenset()
+    """Topics whose batches have their records' headers."""
     columns: bool = True
     """Whether records come as columns; if not, aiokafka makes an object of each one first."""
     interval: float = 0.01

@@ -49,9 +49,10 @@ def ingested(
 
     An event later than `now` plus the source's lead is refused as from the future. Without `now` (in a replay) the
     record's own Kafka timestamp stands for it: a year of history has silent hours, so that the newest event seen so
-    far says nothing about how far ahead the next one may honestly be.
+    far says nothing about how far ahead the next one may honestly be. Where ids tell events apart the earlier of both
+    counts: whether an event was accepted, and so bears its id, must not depend on when it is read.
     """
-    decoded = decode(source, batch.values, schemas)
+    decoded = decode(source, batch.values, schemas, batch.headers)
     try:
         events = _event_frame(source, batch, decoded)
     except pl.exceptions.PolarsError:
@@ -71,7 +72,8 @@ def _event_frame(source: Source, batch: Batch, decoded: Decoded) -> pl.DataFrame
 
 def _wrong(source: Source, events: pl.DataFrame, now: int | None, entities: Sequence[str]) -> Iterator[Wrong]:
     """What well-formed events may not be: error, detail, and whether each one is."""
-    present = events["_timestamp"].to_numpy() if now is None else np.int64(now)
+    arrived = events["_timestamp"].to_numpy()
+    present = arrived if now is None else np.int64(now) if source.id is None else np.minimum(arrived, now)
     ahead = f"the event time is more than {source.max_lead} ahead"
     yield "future", ahead, events["_time"].to_numpy() > present + source.max_lead_ms
     for column in entities:
@@ -104,7 +106,9 @@ def _underivable(source: Source, frame: pl.DataFrame, first: int) -> Iterator[tu
 
 def _refused(source: Source, batch: Batch, reject: Reject) -> Refused:
     at = int(batch.offsets[reject.row])
-    record = Record(batch.topic, batch.partition, at, batch.values[reject.row], batch.keys[reject.row])
+    given = [] if batch.headers is None else batch.headers[reject.row]
+    headers = [pair for pair in given if pair[0] in source.headers.values()]
+    record = Record(batch.topic, batch.partition, at, batch.values[reject.row], batch.keys[reject.row], headers)
     detail = f"row {reject.place}: {reject.detail}" if source.row_bits else reject.detail
     offset = (record.offset << source.row_bits) + reject.place
     return Refused(offset, reject.error, rejected(record, reject.error, detail))

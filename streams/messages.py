@@ -20,6 +20,7 @@ from featurestore import predictions as shared
 from featurestore.align import Partition
 from featurestore.definitions import View
 from featurestore.errors import DataError
+from featurestore.headers import Headers
 from featurestore.predictions import decode_prediction
 from featurestore.predictions import prediction_topic as prediction_topic  # noqa: PLC0414 - it belongs to this page
 from featurestore.sources import Source
@@ -27,6 +28,8 @@ from featurestore.sources import Source
 #: A message stays well under the megabyte that brokers take by default.
 MESSAGE_BYTES = 500_000
 _DETAIL_BYTES = 4096
+HEADER_PREFIX = "header."
+"""What the name of a refused record's own header begins with in `<topic>.dlq`."""
 _PREDICTION = {
     *("_partition", "_offset", "_time", "_effective"),
     *("id", "prediction", "probability", "model_version", "variant"),
@@ -52,6 +55,7 @@ class Record(NamedTuple):
     offset: int
     value: bytes | None
     key: bytes | None = None
+    headers: Headers = ()  # those that hold columns
 
 
 def records_of(source: Source, events: pl.DataFrame) -> Iterator[Record]:
@@ -145,11 +149,17 @@ def prediction_table(values: Sequence[bytes], partition: int, features: Sequence
 
 
 def rejected(record: Record, error: str, detail: str) -> Message:
-    """A record for `<topic>.dlq`: its key (none if above 4 KB), the original bytes (4 KB at most), why and whence."""
+    """A record for `<topic>.dlq`: its key (none if above 4 KB), the original bytes (4 KB at most), why and whence.
+
+    Headers that hold columns (none above 4 KB) get a prefix, so that none can say why; `size` counts what is left out.
+    """
     value = record.value and record.value[:_DETAIL_BYTES]
     # A huge key would make the message larger than Kafka takes: one bad record would stop the worker.
     key = record.key if record.key and len(record.key) <= _DETAIL_BYTES else None
-    headers = _why(record, error, detail) | {"size": b"%d" % len(record.value or b"")}
+    given = {f"{HEADER_PREFIX}{name}": found or b"" for name, found in record.headers}
+    kept = {name: found for name, found in given.items() if len(found) <= _DETAIL_BYTES}
+    size = len(record.value or b"") + sum(len(given[name]) for name in given.keys() - kept.keys())
+    headers = kept | _why(record, error, detail) | {"size": b"%d" % size}
     return Message(f"{record.topic}.dlq", record.partition, value, key, headers)
 
 

@@ -259,20 +259,32 @@ def headers_of(found: bytes | Headers | None) -> Headers:
     """The headers of a record, names and values in their order; encoded as in its record batch, or read already."""
     if not isinstance(found, bytes):
         return found or ()
-    text = np.frombuffer(found, np.uint8)
-    count, at = _varint(text, 0, len(text))
     out: list[tuple[str, bytes]] = []
-    for _ in range(count):
-        name, at = _counted(found, text, at)
-        value, at = _counted(found, text, at)
-        out.append((name.decode(errors="replace"), value))
+    try:
+        count, at = _number(found, 0)
+        for _ in range(count):
+            name, at = _counted(found, at)
+            value, at = _counted(found, at)
+            out.append((name.decode(errors="replace"), value))
+    except IndexError:
+        raise StateError("the headers of a record are malformed: nothing was skipped") from None
     return tuple(out)
 
 
-def _counted(found: bytes, text: Bytes, at: int) -> tuple[bytes, int]:
-    size, at = _varint(text, at, len(text))
+def _counted(found: bytes, at: int) -> tuple[bytes, int]:
+    size, at = _number(found, at)
     end = at + max(size, 0)
     return found[at:end], end
+
+
+def _number(found: bytes, at: int) -> tuple[int, int]:
+    """As `_varint`, which is slow to call for the few bytes of one record; IndexError where the bytes end before."""
+    number = shift = 0
+    while (byte := found[at]) > 0x7F:
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    number |= byte << shift
+    return number >> 1 ^ -(number & 1), at + 1
 
 
 def slab_of(rows: list[Any], following: int) -> Slab:

@@ -34,6 +34,7 @@ class Stats:
     late: int = 0
     pairs: int = 0
     unpaired: int = 0  # events that stopped waiting for a pair because too many waited
+    repeats: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by stage of the work
     first_fold: int | None = None  # when the first chunk had been folded, wall-clock time in ms
     first_at: float | None = None
@@ -102,6 +103,7 @@ class Stats:
             "late": self.late,
             "pairs": self.pairs,
             "unpaired": self.unpaired,
+            "repeats": self.repeats,
             "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
             "first_fold": self.first_fold,
             "stream_time": self.stream_time,

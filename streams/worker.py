@@ -28,6 +28,7 @@ from featurestore.definitions import View
 from featurestore.errors import FencedError, GapError, StateError
 from featurestore.joined import Joined
 from featurestore.offline import GridWriter
+from featurestore.repeats import Repeats
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
 from streams.ingest import Ingested, ingested
@@ -93,6 +94,7 @@ class _Log:
     heard: float = 0.0  # when it last brought something
     held: bool = False
     archive: GridWriter | None = None
+    repeats: Repeats | None = None
 
     @property
     def at_end(self) -> bool:
@@ -206,16 +208,19 @@ class Worker:
         source = self.sources[partition[0]]
         grid = source.grid(self.options.grid)
         archive = None if folder is None else GridWriter(folder / partition[0], partition[1], grid)
-        self._logs[partition] = _Log(0 if begin is None else begin.next, back.offset, archive=archive)
+        repeats = None if source.id is None else Repeats(source)
+        self._logs[partition] = _Log(0 if begin is None else begin.next, back.offset, archive=archive, repeats=repeats)
         if begin is None or (archive is not None and not archive.next):
             return None
         return (begin.next if archive is None else min(begin.next, archive.next)) >> source.row_bits
 
     def lead(self, tp: TP) -> int:
-        """How many records before a partition's position are read again for what is to be joined."""
-        log = self._logs.get((tp.topic, tp.partition))
-        bits = 0 if log is None else self.sources[tp.topic].row_bits
-        return 0 if log is None else (log.begin >> bits) - (log.back >> bits)
+        """How many records before a partition's position are read again: for their ids, or to be joined."""
+        log, source = self._logs.get((tp.topic, tp.partition)), self.sources.get(tp.topic)
+        if log is None or source is None:
+            return 0
+        joined = (log.begin >> source.row_bits) - (log.back >> source.row_bits)
+        return joined if source.id is None else joined + source.dedup
 
     async def assigned(self, starts: Mapping[TP, int]) -> None:
         """Take note of where partitions start and, to stop there, where they end."""
@@ -262,6 +267,9 @@ class Worker:
             )
         with self._work.timed("decode"):
             got = ingested(source, batch, None if self.options.replay else self.now(), self._keys[batch.topic], schemas)
+        if log.repeats is not None:
+            with self._work.timed("repeats"):
+                got = self._told_apart(log.repeats, got, log.begin)
         log.expected, log.heard = batch.next, time.monotonic()
         start, end = batch.start << source.row_bits, batch.next << source.row_bits
         self._push(partition, got, start, end)
@@ -273,6 +281,12 @@ class Worker:
         if not log.held and self._aligner.buffered(partition) > self.options.buffer:
             log.held = True
             self.app.consumer.hold(TP(*partition))
+
+    def _told_apart(self, known: Repeats, got: Ingested, begin: int) -> Ingested:
+        """What was ingested without the repeats, of which those are counted that are new here."""
+        events, repeats = known.sort_out(got.events)
+        self.stats.repeats += int((repeats >= begin).sum())
+        return Ingested(events, got.rejects)
 
     def _push(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
         log, events = self._logs[partition], got.events

@@ -96,7 +96,7 @@ def test_the_page_of_formats_shows_what_comes_out_and_names_all_formats():
         for want, got in shown(block, names):
             assert got == want
             count += 1
-    assert count == 8
+    assert count == 10
     assert set(re.findall(r"^\| `\"(\w+)\"`", FORMATS, re.MULTILINE)) == set(sources.FORMATS)
 
 

@@ -50,6 +50,7 @@ def run(
             progress=lambda sent: bar.update(task, completed=sent),
             partitioner=source.partitioner if source else None,
             types=source.schema if source else None,
+            headers=source.headers if source else None,
         )
     seconds = time.perf_counter() - started
     if json:

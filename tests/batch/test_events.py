@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
@@ -45,6 +47,18 @@ def test_a_users_files_are_one_partition_in_order_of_their_rows(tmp_path):
     assert found["_offset"].to_list() == [0, 1, 2, 3]
     assert not is_log(tmp_path, payments)
     assert read_events(payments, tmp_path / "2024-02.parquet")["_offset"].to_list() == [0]
+
+
+def test_repeats_in_a_users_files_are_left_out_whichever_columns_are_wanted(tmp_path):
+    told = replace(payments, id="id", dedup=2)
+    frame = pl.DataFrame({"id": ["a", "b", "a", "a", None, None, "b"], "shop": "x", "card": "c", "amount": 1.0})
+    frame = frame.with_columns(at=pl.int_range(pl.len()))
+    frame[:2].write_parquet(tmp_path / "2024-01.parquet")
+    frame[2:].write_parquet(tmp_path / "2024-02.parquet")
+    assert read_events(told, tmp_path)["_offset"].to_list() == [0, 1, 4, 5, 6]
+    found = read_events(told, tmp_path, ["card", "amount"])
+    assert found["_offset"].to_list() == [0, 1, 4, 5, 6]
+    assert found.columns == ["card", "amount", "_partition", "_offset", "_timestamp", "_time"]
 
 
 def test_an_archive_reaches_beyond_its_last_event(tmp_path, events):

@@ -15,7 +15,7 @@ import redis
 from learner import snapshot
 from learner.loop import ServiceLoop
 from tests.faults.child import start
-from tests.streams.shop import TAG, history, produce, shop
+from tests.streams.shop import TAG, history, produce, shop, with_repeats
 from tests.streams.working import messages, own_servers, settings_of, stored, table, work
 
 LIMIT_SECONDS = 60
@@ -35,7 +35,7 @@ class Case:
 
     def __post_init__(self):
         self.definitions = shop(self.tag)
-        self.records = history(self.tag, self.orders, seed=self.seed)
+        self.records = with_repeats(history(self.tag, self.orders, seed=self.seed))
 
     def settings(self, pair, data):
         return settings_of(pair, self.tag, data, chunk=self.chunk, grid=self.grid)

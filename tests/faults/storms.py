@@ -13,7 +13,7 @@ import redis
 
 from tests.faults.group import PARTITIONS, Group, differences, reached, until, wanted
 from tests.featurestore.redis_server import RedisServer
-from tests.streams.shop import history, produce, shop
+from tests.streams.shop import history, produce, shop, with_repeats
 
 FEWEST, MOST = 2, 6  # workers
 SESSION_SECONDS = 1.5  # as Group sets it
@@ -35,7 +35,7 @@ class Storm:
         self.rng, self.kafka = random.Random(seed), kafka
         self.tag = secrets.token_hex(4)
         self.definitions = shop(self.tag)
-        self.records = history(self.tag, orders, seed=seed, partitions=PARTITIONS)
+        self.records = with_repeats(history(self.tag, orders, seed=seed, partitions=PARTITIONS))
         self.done = Counter()
         (folder / "redis").mkdir(parents=True)
         (folder / "group").mkdir()

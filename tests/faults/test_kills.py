@@ -30,6 +30,7 @@ def test_ten_killed_workers_leave_what_one_undisturbed_worker_leaves(pair, case,
     assert sum(killer.moments.values()) - killer.moments["failed"] >= 8, killer.moments
     assert differences(expected, found) == dict.fromkeys(expected, 0)
     assert len(expected["predictions"]) == 2 * case.orders
+    assert expected["repeated predictions"] == {}  # orders that were sent again had another amount
 
 
 @pytest.mark.slow

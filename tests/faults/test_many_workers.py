@@ -12,7 +12,7 @@ import pytest
 from tests.faults.group import PARTITIONS, Group, differences, reached, until, wanted
 from tests.faults.storms import FAULTS, Storm
 from tests.featurestore.redis_cluster import RedisCluster
-from tests.streams.shop import history, produce, shop
+from tests.streams.shop import history, produce, shop, with_repeats
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def cluster(tmp_path_factory):
 @pytest.mark.timeout(240)
 def test_three_workers_that_come_and_go_over_a_cluster_leave_what_one_replay_gives(pair, cluster, tmp_path):
     tag, rng = secrets.token_hex(4), random.Random(3)
-    definitions, records = shop(tag), history(tag, 1_500, partitions=PARTITIONS)
+    definitions, records = shop(tag), with_repeats(history(tag, 1_500, partitions=PARTITIONS))
     views, group = list(definitions.views.values()), Group(pair.kafka, cluster.url, tag, tmp_path)
     produce(pair.kafka, tag, records[:100], partitions=PARTITIONS)
     for _ in range(3):

@@ -110,7 +110,7 @@ def test_a_removed_view_is_reported_once_and_its_history_stays(registry):
         ({"source": "refunds"}, "source payments -> refunds"),
         ({"entity": {"name": "card", "key": ["pan"]}}, 'entity {"name": "card", "key": ["card_id"]} -> '),
         ({"version": 2}, "version 1 -> 2"),
-        ({"fingerprint": "beef"}, "lateness or derived columns of the source changed"),
+        ({"fingerprint": "beef"}, "id or derived columns of the source changed"),
     ],
 )
 def test_a_change_is_said_in_words(changes, reason):

@@ -57,13 +57,13 @@ def test_a_name_that_ends_as_a_window_does_comes_back():
     [
         (Source("others", schema=SOURCE.schema, event_time="at", key="k"), KEY, "is of source events, not of others"),
         (SOURCE, Entity("group", key="g"), "is of entities by k"),
-        (Source("events", schema=SOURCE.schema, event_time="at", key="k", lateness="1h"), KEY, "lateness or derived"),
+        (Source("events", schema=SOURCE.schema, event_time="at", key="k", lateness="1h"), KEY, "id or derived"),
         (
             Source(
                 "events", schema=SOURCE.schema, event_time="at", key="k", lateness="10s", derive={"d": col("i") + 1}
             ),
             KEY,
-            "lateness or derived",
+            "id or derived",
         ),
         (Source("events", schema={"k": str, "at": int}, event_time="at", key="k"), KEY, "there is no column 'x'"),
     ],

@@ -43,6 +43,8 @@ def shop(tag, *, batch=32):
         event_time="at",
         key="order_id",
         lateness="1m",
+        id="order_id",
+        dedup=40,
     )
     returns = Source(
         f"returns-{tag}",
@@ -120,6 +122,21 @@ def history(tag, orders, *, seed=0, partitions=PARTITIONS, shuffled=True):
             told = {"order_id": f"o{number - rng.randrange(1, 20)}", "returned": rng.random() < 0.3}
             told["at"] = time - (rng.choice([0, 0, 15 * SECOND]) if shuffled else 0)
             out.append(_record(f"returns-{tag}", place, told))
+    return out
+
+
+def with_repeats(records, *, seed=0):
+    """The records and, here and there, an order that was sent again, with another amount."""
+    rng, orders, out = random.Random(seed), {}, []
+    for record in records:
+        out.append(record)
+        if record.topic.startswith("orders"):
+            own = orders.setdefault(record.partition, [])
+            own.append(record)
+            if rng.random() < 0.2:
+                again = rng.choice(own[-20:])
+                value = json.dumps(again.event | {"amount": 1_000.0}).encode()
+                out.append(again._replace(time=record.time, value=value, event=None, error="repeat"))
     return out
 
 

@@ -12,9 +12,11 @@ from types import SimpleNamespace
 
 import fastavro
 import msgspec
+import polars as pl
 import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
+from typer.testing import CliRunner
 
 from batch.verify import verify
 from featurestore import Count, Entity, Last, Max, Source, Std, Sum, view
@@ -22,6 +24,7 @@ from featurestore.errors import ConfigError
 from featurestore.keys import key_prefix
 from featurestore.online import connect
 from featurestore.sources import ROW_BITS
+from onceflow import cli, modules
 from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
 from onceflow.runtime import build_worker, run_worker
@@ -130,6 +133,50 @@ def test_a_topic_of_any_format_gives_the_states_and_features_of_the_same_events_
     assert outcomes[0].states == outcomes[1].states
     assert repr(outcomes[0].rows.rows()) == repr(outcomes[1].rows.rows())
     assert len(outcomes[0].rows) == EVENTS
+
+
+@pytest.mark.parametrize("transport", ["columns", "records"])
+def test_columns_in_headers_come_from_a_file_through_both_transports_and_back_from_quarantine(
+    pair, tmp_path, monkeypatch, transport
+):
+    tag = secrets.token_hex(4)
+    source = Source(
+        f"clicks-{tag}", schema=SCHEMA, event_time="at", key="user", headers={"ms": "x-ms", "n": "x-n"}, lateness="1m"
+    )
+    members = {"n": Count(), "ms": Sum("ms"), "most": Max("n")}
+    made = view(entity=Entity("user", key="user"), source=source, windows=["30s"])(type(f"Clicks{tag}", (), members))
+    definitions = Definitions({source.name: source}, {made.name: made}, {})
+    monkeypatch.setattr(modules, "load", lambda _: definitions)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ONCEFLOW_KAFKA", pair.kafka)
+    events = pl.DataFrame([event for _, event in history()][:200]).with_columns(
+        pl.when(pl.col("n") > 0).then("n"), pl.when(pl.col("ms") < 90).then("ms")
+    )
+    events.write_parquet(tmp_path / "events.parquet")
+    command = ["produce", source.name, "--from", "events.parquet", "-m", "unused", "--timestamp", "at"]
+    done = CliRunner().invoke(cli.app, [*command, "--partitions", str(PARTITIONS)])
+    assert done.exit_code == 0, done.stderr
+    assert set(json.loads(messages(pair.kafka, source.name)[0].value)) == {"user", "at"}
+    bad = [{"x-n": b"many", "x-ms": b"7", "other": b"o"}, {"x-n": b"5", "x-ms": b"\xff"}]
+    producer, last = Producer({"bootstrap.servers": pair.kafka, "enable.idempotence": True}), events["at"].max()
+    for headers in bad:
+        value = json.dumps({"user": "bad", "at": last}).encode()
+        producer.produce(source.name, value, partition=0, timestamp=last, headers=headers)
+    assert producer.flush(20) == 0
+    settings = settings_of(pair, tag, tmp_path, transport=transport)
+    worker = work(definitions, settings)
+    assert worker.stats.rejected == {"type": 1, "encoding": 1}
+    report = verified(pair, settings, definitions)
+    assert report.good, report
+    kept = table(tmp_path / "events" / source.name).select(events.columns)
+    assert kept.sort(kept.columns).equals(events.sort(kept.columns))
+    replayed = CliRunner().invoke(cli.app, ["dlq", "replay", source.name])
+    assert replayed.exit_code == 0, replayed.stderr
+    back = [read.headers for read in messages(pair.kafka, source.name) if "replayed_from" in read.headers]
+    assert sorted((headers["x-n"], headers["x-ms"], len(headers)) for headers in back) == [
+        (b"5", b"\xff", 3),
+        (b"many", b"7", 3),
+    ]
 
 
 def test_avro_waits_for_a_registry_that_is_away_and_quarantines_what_no_schema_tells(embedded_pair, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import random
 import secrets
 
 import numpy as np
@@ -18,12 +20,13 @@ from onceflow.produce import ensure_topics
 from streams import records
 from streams.ingest import ingested
 from streams.transport import Batch
+from tests.streams.test_formats import verified
 from tests.streams.test_records import CODECS, taken, with_content
-from tests.streams.working import blobs, messages, settings_of, stored, work
+from tests.streams.working import blobs, messages, settings_of, stored, table, work
 
 NOW = 1_700_000_000_000
 YEAR = 31_557_600_000
-SCHEMA = {"user": str, "n": int, "x": float, "at": "timestamp[ms]"}
+SCHEMA = {"user": str, "n": int, "x": float, "at": "timestamp[ms]", "id": str}
 CLICKS = Source("clicks", schema=SCHEMA, event_time="at", key="user", lateness="1m")
 GOOD = {"user": "u", "n": 1, "x": 1.5, "at": NOW}
 
@@ -102,8 +105,8 @@ def test_21_ten_thousand_unknown_fields_are_ignored():
 # --- through a worker -----------------------------------------------------------------------------------------
 
 
-def clicks(tag):
-    source = Source(f"clicks-{tag}", schema=SCHEMA, event_time="at", key="user", lateness="1m")
+def clicks(tag, **options):
+    source = Source(f"clicks-{tag}", schema=SCHEMA, event_time="at", key="user", lateness="1m", **options)
     members = {"n": Count(), "sum": Sum("n"), "last": Last("x")}
     made = view(entity=Entity("user", key="user"), source=source, windows=["1m", "10m"])(
         type(f"Clicks{tag}", (), members)
@@ -181,6 +184,57 @@ def test_22_what_is_replayed_is_not_folded_again(embedded_pair, tmp_path):
     before = states(embedded_pair, tag, definitions)
     assert work(definitions, settings).stats.events == 0
     assert states(embedded_pair, tag, definitions) == before
+
+
+def test_22_repeats_of_an_id_are_left_out_also_by_workers_that_begin_in_the_middle(embedded_pair, tmp_path):
+    tag, rng, last = secrets.token_hex(4), random.Random(22), {}
+    told, plain = clicks(f"{tag}told", id="id", dedup=40), clicks(f"{tag}plain")
+    logs = {name: [] for definitions in (told, plain) for name in definitions.sources}
+    for at in range(600):
+        borne = rng.choice([None, f"e{at}", f"e{max(at - rng.randrange(60), 0)}"])
+        value = text(user=f"u{rng.randrange(5)}", n=at, x=rng.random(), at=NOW + at, id=borne)
+        repeat = borne is not None and at - last.get(borne, -41) <= 40
+        last |= {borne: at}
+        # The other one gets nothing in the place of a repeat: a state knows the offset of its last event.
+        for log, put in zip(logs.values(), (value, None if repeat else value), strict=True):
+            log.append(put)
+    repeats = sum(value is None for value in logs[f"clicks-{tag}plain"])
+    settings, seen = settings_of(embedded_pair, tag, tmp_path), 0
+    for begin, end in itertools.pairwise([0, 1, 10, 200, 230, 600]):
+        for name, log in logs.items():
+            sent(embedded_pair.kafka, name, log[begin:end])
+        seen += work(told, settings).stats.repeats
+        work(plain, settings)
+    assert seen == repeats > 50
+    assert states(embedded_pair, tag, told) == states(embedded_pair, tag, plain)
+    assert messages(embedded_pair.kafka, f"clicks-{tag}told.dlq") == []
+    kept = [table(tmp_path / "events" / name)["_offset"].to_list() for name in logs]
+    assert kept[0] == kept[1]
+    report = verified(embedded_pair, settings, told)
+    assert report.good, report
+    assert report.mirror_compared == 600 - repeats
+
+
+def test_22_views_at_different_offsets_of_one_topic_leave_out_the_same_repeats(embedded_pair, tmp_path):
+    tag = secrets.token_hex(4)
+    early = clicks(tag, id="id", dedup=30)
+    [topic] = early.sources
+    late = view(entity=Entity("user", key="user"), source=early.sources[topic], windows=["10m"])(
+        type(f"Later{tag}", (), {"n": Count(), "sum": Sum("n")})
+    )
+    both = Definitions(early.sources, {**early.views, late.name: late}, {})
+    log = [text(n=at, at=NOW + at, id=f"e{at - at % 3}") for at in range(90)]
+    settings = settings_of(embedded_pair, tag, tmp_path)
+    sent(embedded_pair.kafka, topic, log[:40])
+    work(early, settings)
+    sent(embedded_pair.kafka, topic, log[40:50])
+    work(both, settings)
+    sent(embedded_pair.kafka, topic, log[50:])
+    work(early, settings)
+    assert work(both, settings).stats.repeats == sum(at % 3 > 0 for at in range(50, 90))
+    report = verified(embedded_pair, settings, both)
+    assert report.good, report
+    assert report.mirror_compared == 2 * 30
 
 
 def test_23_a_batch_that_expands_without_measure_is_refused(monkeypatch):

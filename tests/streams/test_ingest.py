@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -78,6 +79,14 @@ def test_the_future_begins_after_the_lead_by_the_clock_or_in_a_replay_by_kafkas_
     got = ingested(SOURCE, batch_of(values, timestamps=timestamps), now)
     assert got.events["_offset"].to_list() == [10, 12]
     assert refusals(got) == [(11, "future")]
+
+
+def test_where_events_have_ids_the_future_does_not_come_nearer_while_a_record_waits():
+    """Or an event would be refused at first and accepted, with its id, when it is read again."""
+    told, values = replace(SOURCE, id="shop"), [payment(at=NOW + 60_000), payment(at=NOW + 60_001)]
+    for now in (NOW, NOW + 60_000, None):
+        assert refusals(ingested(told, batch_of(values), now)) == [(11, "future")]
+    assert refusals(ingested(told, batch_of(values, timestamps=NOW + 60_000), NOW)) == [(11, "future")]
 
 
 def test_a_text_that_names_an_entity_may_be_only_so_long_in_bytes_also_a_derived_one():

@@ -118,6 +118,30 @@ def test_a_restart_goes_on_from_the_stored_positions_and_not_from_what_kafka_has
     assert asyncio.run(main(starting_at({TP(topic, 0): 20}))) == {0: 20, 1: 0}
 
 
+@pytest.mark.parametrize(("lead", "begin"), [(3, 17), (8, 12), (9, 12)])
+def test_a_partition_with_a_lead_is_read_from_before_its_position_as_far_as_its_log_reaches(
+    real_pair, prefix, lead, begin
+):
+    topic = make_topic(real_pair.kafka, f"{prefix}in", 1)
+    tp = TP(topic, 0)
+    produce(real_pair.kafka, topic, 0, numbered(0, 30))
+    delete_until(real_pair.kafka, topic, 12)
+    told = {}
+
+    async def assigned(starts):
+        told.update(starts)
+
+    async def main():
+        received, delivery = Received(), starting_at({tp: 20})
+        delivery.lead, delivery.assigned = {tp: lead}.__getitem__, assigned
+        async with running(real_pair.kafka, f"{prefix}g", [topic], received, delivery=delivery):
+            await received.until(lambda: received.next(tp) == 30)
+        return received.batches[tp][0].start
+
+    assert asyncio.run(main()) == begin
+    assert told == {tp: begin}
+
+
 def test_nothing_is_committed_but_what_is_done(pair, prefix):
     topic, group = make_topic(pair.kafka, f"{prefix}in", 2), f"{prefix}g"
     produce(pair.kafka, topic, 0, numbered(0, 50))
