@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from featurestore import Count, CountBy, Entity, Last, Source, Sum, col, view
 from onceflow.modules import Definitions
@@ -80,3 +80,16 @@ def pairs(records):
 def produce(kafka, tag, records):
     """Send records to their partitions."""
     send(kafka, [f"{kind}-{tag}" for kind in LATENESS], records)
+
+
+def features(pairs, card, as_of):
+    """What the view of pairs has of a card, by looking at all of them."""
+    mine = [each for each in pairs.values() if each["card"] == card]
+    hop = 5 * SECOND
+    recent = [each for each in mine if each["pair_at"] // hop >= (as_of - 5 * MINUTE + 1) // hop]
+    out = {}
+    for window, some in (("lifetime", mine), ("5m", recent)):
+        out[f"n_{window}"], out[f"paid_{window}"] = len(some), sum(each["amount"] for each in some)
+        out[f"large_{window}"] = sum(each["large"] for each in some)
+        out[f"on_{window}"] = dict(Counter(each["device"] for each in some))
+    return out

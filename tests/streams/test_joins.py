@@ -152,6 +152,42 @@ def test_live_what_waits_is_read_again_after_a_restart(pair, tmp_path, first):
     assert compared(definitions, settings, merged=False).good
 
 
+class Died(Exception):  # noqa: N818 - it stands for no error
+    """What a worker was doing when it died."""
+
+
+@pytest.mark.parametrize("commits", [0, 3, 8])
+def test_pairs_that_a_dying_worker_made_are_made_again_and_counted_once(embedded_pair, tmp_path, monkeypatch, commits):
+    tag = tagged()
+    definitions, records = meetings(tag), history(tag, 400, seed=3)
+    produce(embedded_pair.kafka, tag, records)
+    settings = settings_of(embedded_pair, tag, tmp_path, chunk=60)
+    for turn in (2, 3):
+        (dying,) = build_worker(definitions, settings, until_end=True).first
+        store = dying._store
+
+        async def cut(made, store=store, left=[turn], dying=dying):  # noqa: B006 - counts down
+            left[0] -= 1
+            if left[0]:
+                await store(made)
+                return
+            await asyncio.to_thread(dying.publisher.send, made.messages)
+            await dying.publisher.flush()
+            await dying.store.commit(made.commits[:commits])
+            raise Died
+
+        monkeypatch.setattr(dying, "_store", cut)
+        with pytest.raises(Died):
+            asyncio.run(beside(dying, settings, lambda: False))
+    worker, expected = work(definitions, settings), pairs(records)[0]
+    sent = [each["pair_id"] for each in made(embedded_pair, definitions)]
+    assert set(sent) == set(expected)
+    assert worker.stats.repeats == len(sent) - len(expected)
+    assert (worker.stats.repeats > 0) == (commits < 8)
+    assert counted(definitions, tmp_path) == Counter(each["card"] for each in expected.values())
+    assert compared(definitions, settings).good
+
+
 def test_topics_of_different_size_are_refused_before_anything_is_made(embedded_pair, tmp_path):
     tag = tagged()
     definitions = meetings(tag)
