@@ -64,12 +64,13 @@ def joined(
     except DefinitionError as error:
         raise DefinitionError(f"{here}, within: {error}") from None
     _check_sides(here, left, right, keys)
-    names = {column: f"{column}_right" if column in left.types else column for column in _taken(right, keys)}
     schema = {column: left.types[column] for column in (*keys, *_taken(left, keys))}
-    for column, new in names.items():
-        if new in schema:
-            raise DefinitionError(f"{here}: both have {column!r}, and {new!r} is there already; rename one of them")
-        schema[new] = right.types[column]
+    names = {}
+    for column in _taken(right, keys):
+        new = column
+        while new in schema:
+            new += "_right"
+        names[column], schema[new] = new, right.types[column]
     if taken := {ID, TIME} & schema.keys():
         raise DefinitionError(
             f"{here}: {min(taken)!r} is a column that a pair has of its own; rename that of the source"

@@ -158,8 +158,8 @@ class Source:
         """The source of all pairs of an event of this one and one of the other with equal `on`, `within` each other.
 
         It is a topic of its own, `<this>.<other>` if `name` does not say otherwise, to which a worker writes an event a
-        pair. `on` is the key of both topics, which need as many partitions. Columns keep their names, those of the
-        other that this one has too get "_right" behind them; `pair_at` is the event time, the later of the two, and
+        pair. `on` is the key of both topics, which need as many partitions. Columns keep their names, but those of the
+        other that are there already get "_right" behind them; `pair_at` is the event time, the later of the two, and
         `pair_id`, its `id`, tells pairs apart. An event that is later than its source's lateness is in no pair.
 
         A worker that dies makes the pairs of its last turn again: `dedup` is to be twice what a turn makes, at least.

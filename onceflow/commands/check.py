@@ -10,6 +10,7 @@ import typer
 from featurestore.aggregates import Window
 from featurestore.definitions import Feature, View
 from featurestore.expressions import roots
+from featurestore.joined import Joined
 from featurestore.plan import compiled
 from featurestore.sources import Source
 from featurestore.times import ENDLESS
@@ -61,7 +62,12 @@ def _source(source: Source) -> dict[str, Any]:
         "derived": list(source.derived),
         "lateness": source.lateness,
         "max_lead": source.max_lead,
+        "joined": _joined(source) if isinstance(source, Joined) else None,
     }
+
+
+def _joined(source: Joined) -> dict[str, Any]:
+    return {"of": [side.name for side in source.sides], "within": span(source.within_ms)}
 
 
 def _view(view: View) -> dict[str, Any]:
@@ -127,6 +133,8 @@ def _text(described: dict[str, Any]) -> str:
     for source in described["sources"]:
         columns = ", ".join(f"{name} {kind}" for name, kind in source["columns"].items())
         lines += [f"source {source['name']}, keyed by {', '.join(source['key'])}, time {source['event_time']}"]
+        if joined := source["joined"]:
+            lines += [f"  pairs of {' and '.join(joined['of'])} within {joined['within']}, made by a worker"]
         lines += [f"  {columns}", f"  late after {source['lateness']}, refused more than {source['max_lead']} ahead"]
     for view in described["views"]:
         entity = ", ".join(view["entity"])
