@@ -18,8 +18,8 @@ PARTITIONS, LIMIT_SECONDS = 12, 90
 class Group:
     """Workers in processes of their own."""
 
-    def __init__(self, kafka, redis_url, tag, folder):
-        self.folder, self.workers = folder, []
+    def __init__(self, kafka, redis_url, tag, folder, module="tests.faults.definitions"):
+        self.folder, self.workers, self.module = folder, [], module
         names = {"kafka": kafka, "redis": redis_url, "group": f"g-{tag}", "mode": "live", "chunk": "500"}
         names |= {"mirror": "false", "archive": "false", "session_timeout_ms": "1500"}
         self.environment = {f"ONCEFLOW_{name.upper()}": value for name, value in names.items()} | {TAG: tag}
@@ -28,7 +28,7 @@ class Group:
         place = self.folder / f"worker{len(self.workers)}"
         place.mkdir()
         environment = self.environment | {"ONCEFLOW_DATA": str(place / "data")}
-        self.workers.append(start(["worker", "-m", "tests.faults.definitions"], place / "log", environment))
+        self.workers.append(start(["worker", "-m", self.module], place / "log", environment))
 
     def leave(self, number, how):
         os.kill(self.workers[number].pid, how)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import secrets
+import signal
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,9 +16,12 @@ from featurestore.online import connect
 from onceflow.ends import spans
 from onceflow.reading import build_reader
 from serving.reader import Lookup
+from tests.faults.group import Group
 from tests.faults.kills import LIMIT_SECONDS, Killer
 from tests.streams.meetings import PARTITIONS, features, history, meetings, pairs, produce
 from tests.streams.working import messages, settings_of
+
+MODULE = "tests.faults.joined_definitions"
 
 
 @dataclass
@@ -27,11 +31,12 @@ class Case:
     tag: str
     count: int
     mode: str
+    partitions: int = PARTITIONS
     records: list = field(init=False)
 
     def __post_init__(self):
         self.definitions = meetings(self.tag)
-        self.records = history(self.tag, self.count)
+        self.records = history(self.tag, self.count, partitions=self.partitions)
         (self.joined,) = self.definitions.joins
         (self.view,) = (view for view in self.definitions.views.values() if view.source is self.joined)
 
@@ -43,13 +48,8 @@ class JoinKiller(Killer):
     """Kills workers that make pairs, or fold them."""
 
     def _done(self, client):
-        keys = list(client.scan_iter(match=f"*{self.case.tag}*join.made*:next", count=10_000))
-        made = sum(int(client.hget(key, "next") or 0) for key in keys) / len(self.case.records)
-        return (made + self.folded(client) / len(pairs(self.case.records)[0])) / 2
-
-    def folded(self, client):
-        keys = client.scan_iter(match=f"*{self.case.view.key}:next", count=10_000)
-        return sum(int(client.hget(key, "next") or 0) for key in keys)
+        total = len(pairs(self.case.records)[0])
+        return (made(self.case, client) / len(self.case.records) + folded(self.case, client) / total) / 2
 
 
 def online(case, pair, data):
@@ -87,7 +87,7 @@ def check(case, pair, data):
 def test_workers_killed_in_a_replay_lose_and_double_no_pair(embedded_pair, tmp_path):
     case = Case(secrets.token_hex(4), 3_000, "replay")
     produce(embedded_pair.kafka, case.tag, case.records)
-    killer = JoinKiller(case, embedded_pair, tmp_path, module="tests.faults.joined_definitions")
+    killer = JoinKiller(case, embedded_pair, tmp_path, module=MODULE)
     killer.run(kills=10, seed=1)
     assert sum(killer.moments.values()) - killer.moments["failed"] >= 8, killer.moments
     check(case, embedded_pair, tmp_path)
@@ -97,32 +97,67 @@ def test_workers_killed_in_a_replay_lose_and_double_no_pair(embedded_pair, tmp_p
 @pytest.mark.timeout(240)
 def test_workers_killed_while_they_join_live_lose_and_double_no_pair(pair, tmp_path):
     case, rng = Case(secrets.token_hex(4), 3_000, "live"), random.Random(2)
-    killer = JoinKiller(case, pair, tmp_path, module="tests.faults.joined_definitions", ends=False)
+    killer = JoinKiller(case, pair, tmp_path, module=MODULE, ends=False)
     cuts = [0, *sorted(rng.sample(range(len(case.records)), 5)), len(case.records)]
     with redis.Redis.from_url(pair.redis_url) as client:
         for begin, end in pairwise(cuts):
             produce(pair.kafka, case.tag, case.records[begin:end])
             process, done = killer.start(), killer._done(client)
-            until(lambda done=done: killer._done(client) > done, killer)
+            until(lambda done=done: killer._done(client) > done, killer.log)
             process.join(rng.random() * 0.1)
             process.kill()
             killer.ended(process)
         process = killer.start()
-        until(lambda: finished(case, pair, client, killer), killer)
+        until(lambda: finished(case, pair, client), killer.log)
     process.kill()
     check(case, pair, tmp_path)
 
 
-def until(condition, killer):
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_workers_of_a_group_that_come_and_go_lose_and_double_no_pair(pair, tmp_path):
+    case, rng = Case(secrets.token_hex(4), 3_000, "live", partitions=6), random.Random(5)
+    group = Group(pair.kafka, pair.redis_url, case.tag, tmp_path, MODULE)
+    third = len(case.records) // 3
+    thirds = case.records[:third], case.records[third : 2 * third], case.records[2 * third :]
+    with redis.Redis.from_url(pair.redis_url) as client:
+        produce(pair.kafka, case.tag, thirds[0], partitions=case.partitions)
+        group.join()
+        group.join()
+        until(lambda: made(case, client) >= len(thirds[0]), group.said)
+        produce(pair.kafka, case.tag, thirds[1], partitions=case.partitions)
+        time.sleep(rng.random())
+        group.leave(0, signal.SIGKILL)
+        group.join()
+        produce(pair.kafka, case.tag, thirds[2], partitions=case.partitions)
+        time.sleep(rng.random())
+        group.leave(1, signal.SIGTERM)
+        group.join()
+        until(lambda: finished(case, pair, client), group.said)
+    assert group.stop() == [0, 0], group.said()
+    check(case, pair, tmp_path)
+
+
+def until(condition, said):
     deadline = time.monotonic() + LIMIT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, killer.log()
+        assert time.monotonic() < deadline, said()
         time.sleep(0.01)
 
 
-def finished(case, pair, client, killer):
-    """Whether both logs have been joined, and all pairs folded."""
+def made(case, client):
+    """The offsets of both logs up to which pairs were made, together."""
     keys = client.scan_iter(match=f"*{case.tag}*join.made*:next", count=10_000)
-    made = sum(int(client.hget(key, "next") or 0) for key in keys)
-    ends = spans(pair.kafka, {case.joined.name: PARTITIONS})[case.joined.name]
-    return made == len(case.records) and killer.folded(client) == sum(span.end for span in ends)
+    return sum(int(client.hget(key, "next") or 0) for key in keys)
+
+
+def folded(case, client):
+    """How many messages of the joined topic were folded."""
+    keys = client.scan_iter(match=f"*{case.view.key}:next", count=10_000)
+    return sum(int(client.hget(key, "next") or 0) for key in keys)
+
+
+def finished(case, pair, client):
+    """Whether both logs have been joined, and all pairs folded."""
+    ends = spans(pair.kafka, {case.joined.name: case.partitions})[case.joined.name]
+    return made(case, client) == len(case.records) and folded(case, client) == sum(span.end for span in ends)

@@ -77,9 +77,9 @@ def pairs(records):
     return out, late
 
 
-def produce(kafka, tag, records):
+def produce(kafka, tag, records, *, partitions=PARTITIONS):
     """Send records to their partitions."""
-    send(kafka, [f"{kind}-{tag}" for kind in LATENESS], records)
+    send(kafka, [f"{kind}-{tag}" for kind in LATENESS], records, partitions=partitions)
 
 
 def features(pairs, card, as_of):
