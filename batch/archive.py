@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from batch.compare import Report
-from batch.events import reach, read_events
+from batch.events import forgotten_of, reach, read_events
+from featurestore.definitions import View
 from featurestore.errors import ConfigError
+from featurestore.forgotten import Forgotten, hidden_from
 from featurestore.frames import META, empty_frame
 from featurestore.sources import Source
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A topic's events, and by partition the first offset that the archive does not cover."""
+    """A topic's events, and by partition the first offset that the archive does not cover and what is forgotten."""
 
     events: pl.DataFrame
     ends: Mapping[int, int]
     partitions: int
+    forgotten: Mapping[int, Sequence[Forgotten]] = field(default_factory=dict)
+
+    def seen_by(self, view: View) -> pl.DataFrame:
+        """The events as the view sees them."""
+        return hidden_from(view, self.events, self.forgotten)
 
 
 def read_archive(source: Source, data: Path, partitions: int, report: Report) -> Archive:
@@ -34,7 +41,7 @@ def read_archive(source: Source, data: Path, partitions: int, report: Report) ->
         report.notes.append(f"nothing is archived of {source.name}")
         return Archive(empty_frame(source).select(*source.types, *META), {}, partitions)
     ends = reach(path, source)
-    return Archive(events, ends, max(partitions, max(ends) + 1))
+    return Archive(events, ends, max(partitions, max(ends) + 1), forgotten_of(source, path))
 
 
 def below(frame: pl.DataFrame, ends: Mapping[int, int]) -> pl.DataFrame:

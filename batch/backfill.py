@@ -13,7 +13,7 @@ of its entity, made of its own events only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -25,7 +25,7 @@ from batch.events import chunks, logs_of
 from featurestore import kernel
 from featurestore.align import Chunk
 from featurestore.definitions import View
-from featurestore.engine import NO_ENTITY, ViewState
+from featurestore.engine import NO_ENTITY, ViewState, joined
 from featurestore.errors import DataError
 from featurestore.expressions import FEATURE_TYPES, TYPES
 from featurestore.flow import Flow
@@ -146,11 +146,6 @@ class _Log:
     entities: Ints
     values: Ints
 
-    @property
-    def events(self) -> pl.DataFrame:
-        """The events, each with its `_entity`."""
-        return self.every[self.places].with_columns(pl.Series("_entity", self.entities))
-
     @cached_property
     def keys(self) -> Ints:
         """The newest value that the entity has shown on the partition up to each event."""
@@ -257,10 +252,11 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
     if not len(entities):
         return _no_features(plan.view)
     order = _by_entity(log.entities, log.keys)
-    events, keys = log[order].events, log.keys[order]
+    keys, owners = log.keys[order], log.entities[order]
+    events = log.every[log.places[order]]
     count = int(max(log.entities.max(initial=NO_ENTITY), entities.max())) + 1
     state = ViewState(plan, partitions_of(log.every), count)
-    steps = kernel.merged_by_group(events["_entity"].to_numpy(), keys, entities, times)
+    steps = kernel.merged_by_group(owners, keys, entities, times)
     found = []
     event = row = 0
     for at in range(0, len(steps), _SWEPT):
@@ -269,25 +265,26 @@ def _sweep(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:
         fresh = int(np.count_nonzero(folds))
         asked = slice(row, row + len(mine) - fresh)
         place = mine - np.where(folds, event, len(keys) + row - fresh)
-        found.append(_run(state, events[event : event + fresh], event, place, entities[asked], times[asked]))
+        here = slice(event, event + fresh)
+        numbers = np.concatenate([owners[here], entities[asked]])[place]
+        found.append(_run(state, events[here], event, place, numbers, times[asked]))
         event, row = event + fresh, asked.stop
-    results = _joined(plan, found)
+    results = joined(plan, found)
     effective = pl.Series("_effective", results.effective)
     return pl.DataFrame([effective]).hstack(feature_frame(plan, results, slice(None), state.texts))
 
 
-def _run(state: ViewState, events: pl.DataFrame, first: int, place: Ints, entities: Ints, times: Ints) -> Results:
+def _run(state: ViewState, events: pl.DataFrame, first: int, place: Ints, numbers: Ints, times: Ints) -> Results:
     """Fold events, from the sweep's event `first` on, and read rows in between; the results of the rows.
 
-    `place` says which of the events, or else of the rows behind them, each step is.
+    `place` says which of the events, or else of the rows behind them, each step is, and `numbers` of which entity.
     """
-    owners, partitions, event_times = (events[name].to_numpy() for name in ("_entity", "_partition", "_time"))
     folds = place < len(events)
     steps = Steps(
         np.where(folds, place, -1),
-        np.concatenate([owners, entities])[place],
-        np.concatenate([partitions, np.zeros(len(entities), np.int64)])[place],
-        np.concatenate([event_times, times])[place],
+        numbers,
+        np.concatenate([events["_partition"].to_numpy(), np.zeros(len(times), np.int64)])[place],
+        np.concatenate([events["_time"].to_numpy(), times])[place],
         first + place,  # not their own: by time they may not ascend
     )
     results = state.run(steps, lane_inputs(state.plan, events, state.texts), emit=False)
@@ -295,18 +292,6 @@ def _run(state: ViewState, events: pl.DataFrame, first: int, place: Ints, entiti
     words, valid = results.words.take(reads, axis=1), results.valid.take(reads, axis=1)
     effective, status = results.effective[reads], results.status[reads]
     return Results(words, words.view(np.float64), valid, effective, status, results.items.copy())
-
-
-def _joined(plan: Plan, parts: Sequence[Results]) -> Results:
-    """Results one after another, as one: lists and maps begin behind those of the parts before."""
-    nested = np.array([feature.type not in TYPES for feature in plan.outputs])
-    begin = 0
-    for part in parts:
-        part.words[nested] += begin
-        begin += len(part.items)
-    names = ("words", "valid", "effective", "status", "items")
-    whole = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
-    return Results(reals=whole["words"].view(np.float64), **whole)
 
 
 def _copied(plan: Plan, log: _Log, entities: Ints, times: Ints) -> pl.DataFrame:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from featurestore.align import Aligner, Chunk, Partition
 from featurestore.definitions import View
 from featurestore.errors import ConfigError, DataError
+from featurestore.forgotten import Forgotten, known, masked_events
 from featurestore.frames import META, checked_events
 from featurestore.plan import compiled
 from featurestore.repeats import without_repeats
@@ -44,8 +45,8 @@ def read_events(source: Source, path: Path, columns: Collection[str] | None = No
 
     Repeats are left out as in the stream; an archive has none. `columns` (of the source, derived ones too) keeps memory
     small; None keeps all. Files without `_partition` are one partition; without `_offset`, their rows in order are the
-    log. Raises ConfigError when there are no files,
-    DataError for rows that are not the source's events or an offset that is there twice.
+    log. Events of erased entities lack their keys. Raises ConfigError when there are no files, DataError for rows that
+    are not the source's events or an offset that is there twice.
     """
     kept = [name for name in source.types if columns is None or name in columns]
     looked_at = kept if source.id is None or source.id in kept else [*kept, source.id]
@@ -56,9 +57,17 @@ def read_events(source: Source, path: Path, columns: Collection[str] | None = No
         if "_offset" not in frame.columns:
             frame = frame.with_columns(pl.int_range(rows, rows + len(frame), dtype=pl.Int64).alias("_offset"))
         rows += len(frame)
-        frames.append(checked_events(source, frame).select(*looked_at, *META))
+        forgotten = known(file.parent).entries
+        checked = checked_events(source, frame, {name for each in forgotten for name in each.masked})
+        frames.append(masked_events(source, checked, forgotten).select(*looked_at, *META))
     events = without_repeats(source, _in_log_order(source, pl.concat(frames)))
     return events.select(*kept, *META)
+
+
+def forgotten_of(source: Source, path: Path) -> dict[int, Sequence[Forgotten]]:
+    """What is forgotten of the events under `path`, by partition."""
+    folders = {file.parent for file in event_files(source, path)}
+    return {_number(folder): found for folder in folders if (found := known(folder).entries)}
 
 
 def is_log(path: Path, source: Source) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -13,7 +14,9 @@ from batch.events import columns_of
 from batch.handover import claim
 from batch.refolding import may_overflow, refolded
 from featurestore.definitions import View
+from featurestore.engine import words_of
 from featurestore.errors import DefinitionError, FormatError, StateError
+from featurestore.forgotten import Forgotten, erased_from
 from featurestore.grafting import Graft, graft_of
 from featurestore.stores import UNFINISHED, Commit, OnlineStore, Position, time_to_live
 
@@ -60,11 +63,19 @@ async def older(view: View, specs: Iterable[Mapping[str, Any]], partitions: int,
 
 
 async def take_over(
-    graft: Graft, events: pl.DataFrame, ends: Mapping[int, int], store: OnlineStore, *, owner: str, now: int
+    graft: Graft,
+    events: pl.DataFrame,
+    ends: Mapping[int, int],
+    store: OnlineStore,
+    *,
+    owner: str,
+    now: int,
+    forgotten: Mapping[int, Sequence[Forgotten]] = MappingProxyType({}),
 ) -> Kept | str:
     """Write the view's states as of where those of its older definition stand; or say why all is to be folded anew.
 
-    `events`, with the columns that both definitions read, and `ends` are as for `hand_over`, which goes on from there.
+    `events`, with the columns that both definitions read, `ends` and `forgotten` are as for `hand_over`, which goes on
+    from there.
     Partitions on which the view has states are left as they are, and old states everywhere: what was interrupted may
     be run again. Raises StateError, with nothing written to the partition, while a worker writes the old states; and
     where these are of no use, but the events do not begin with the log either.
@@ -87,7 +98,10 @@ async def take_over(
     count = 0
     for partition, position in wanted.items():
         try:
-            states = folded.states(graft, partition, await _stored(old, partition, position, store))
+            known = await _stored(old, partition, position, store)
+            for entity in erased_from(view, forgotten.get(partition, ()), position.next):
+                known.pop(entity, None)
+            states = folded.states(graft, partition, known)
         except FormatError as error:
             if since:
                 raise
@@ -133,7 +147,7 @@ async def _stored(old: View, partition: int, position: Position, store: OnlineSt
     states = {entity: blob async for entity, blob in store.scan(old.key, topic, partition)}
     (*_, now) = await store.positions(old.key, topic, partition + 1)
     # A state's third word is the offset of its last event.
-    ahead = any(int.from_bytes(blob[16:24], "little", signed=True) >= position.next for blob in states.values())
+    ahead = any((words_of(blob)[2:3] >= position.next).any() for blob in states.values())
     if now != position or ahead:
         raise StateError(
             f"{old.key} on {topic}:{partition}: a worker writes its states, or was stopped while it did: let it go on "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import polars as pl
 
@@ -12,6 +13,7 @@ from featurestore.definitions import View
 from featurestore.engine import Changes
 from featurestore.errors import StateError
 from featurestore.flow import Flow, from_offsets
+from featurestore.forgotten import Forgotten, erased_from
 from featurestore.stores import UNFINISHED, Commit, OnlineStore, Position, Request, time_to_live
 
 #: Events between two commits: their states must fit into one call of a script.
@@ -34,14 +36,16 @@ async def hand_over(
     *,
     owner: str,
     now: int,
+    forgotten: Mapping[int, Sequence[Forgotten]] = MappingProxyType({}),
     progress: Callable[[int], None] = lambda _: None,
 ) -> HandedOver:
     """Bring the view's states in the store to the offsets `ends` (by partition, the first not covered by `events`).
 
     `events` are the log from its beginning, or at least from where the stored states stand, from which it goes on: so
     after an interrupted run too. `owner` is a new random token: a worker that has the view's partitions is fenced.
-    `now` is wall-clock time in ms; `progress` is told how many events have been done. Raises StateError, with nothing
-    written, when the stream has gone further than `ends`.
+    `now` is wall-clock time in ms; `forgotten` are the erased entities by partition, whose events lack their keys;
+    `progress` is told how many events have been done. Raises StateError, with nothing written, when the stream has gone
+    further than `ends`.
     """
     topic = view.source.name
     partitions = max(ends, default=0) + 1
@@ -50,6 +54,9 @@ async def hand_over(
     _refuse_if_ahead(view, ends, claimed)
     flow = Flow([view], [], {topic: partitions})
     for partition, position in enumerate(claimed):
+        if position is not None:
+            gone = erased_from(view, forgotten.get(partition, ()), position.next)
+            await store.erase(view.key, topic, partition, gone)
         flow.begin(view.key, (topic, partition), None if position is None else (position.next, position.clock))
     writer = _Writer(view, flow, owner, now, [None if position is None else position.next for position in claimed])
     left = from_offsets(events, {partition: at or 0 for partition, at in enumerate(writer.stored)})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import polars as pl
 
@@ -13,6 +14,7 @@ from featurestore.definitions import View
 from featurestore.errors import DataError
 from featurestore.featureset import FeatureSet
 from featurestore.flow import Flow, Read
+from featurestore.forgotten import Forgotten, hidden_from
 
 _CHUNK = 100_000
 
@@ -23,20 +25,22 @@ def inputs_at(
     asked: pl.DataFrame,
     *,
     before: bool = False,
+    forgotten: Mapping[str, Mapping[int, Sequence[Forgotten]]] = MappingProxyType({}),
     progress: Callable[[str], None] = lambda _: None,
 ) -> pl.DataFrame:
     """Every input of a model at events, as floats, by full name: what the stream finds where nothing is out of order.
 
     `events` are the event frames of the views' sources by topic, `asked` are some of the service's own source, in any
-    order; with `before` they see a view of that topic as it was right before them. `progress` is told what comes next.
-    Raises DataError when a topic's events are not given, or lack a column that the inputs need.
+    order; with `before` they see a view of that topic as it was right before them. `forgotten` are the erased entities
+    by topic and partition. `progress` is told what comes next. Raises DataError when a topic's events are not given, or
+    lack a column that the inputs need.
     """
     found = {}
     for view in features.views:
         progress(view.name)
         if view.source.name not in events:
             raise DataError(f"view {view.name!r} needs the events of {view.source.name!r}; give them")
-        log = events[view.source.name]
+        log = hidden_from(view, events[view.source.name], forgotten.get(view.source.name, {}))
         own = view.source.name == features.on.name and len(log) > 0
         every = _in_merged_order(view, log, asked, before) if own else _as_of(view, log, asked)
         found[view] = every.select(features.seen(view))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from batch.archive import Archive, below
@@ -13,6 +14,7 @@ from batch.compare import Report, differing, matched
 from batch.inputs import inputs_at
 from featurestore.expressions import TYPES
 from featurestore.featureset import FeatureSet
+from featurestore.forgotten import may_have_known
 from featurestore.offline import read_table
 
 
@@ -41,11 +43,17 @@ def verify_service(
     if len(right) < len(covered):
         report.logged_features_mismatched += len(covered) - len(right)
         report.example(f"{where}: {len(covered) - len(right):,} were made on no archived event")
+    erased = np.zeros(len(asked), np.bool_)
+    for view in service.features.views:
+        erased |= may_have_known(view, asked, archive.forgotten)
+    asked, answers = asked.filter(~pl.Series(erased)), answers.filter(~pl.Series(erased))
+    report.skip(int(erased.sum()), f"predictions of {service.name}: they know of entities that were erased")
     wanted = inputs_at(
         service.features,
         {topic: archive.events for topic, archive in archives.items()},
         asked,
         before=service.before,
+        forgotten={topic: archive.forgotten for topic, archive in archives.items()},
         progress=lambda view: progress(f"{service.name}: {view}"),
     )
     for column in wanted:

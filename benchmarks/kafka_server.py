@@ -45,16 +45,20 @@ log.retention.ms=-1
 
 
 @contextmanager
-def apache_kafka(port: int = 0, directory: Path | None = None) -> Iterator[Server]:
-    """Run one broker until the block ends; needs `why_no_kafka()` to be None."""
+def apache_kafka(port: int = 0, directory: Path | None = None, *, again: bool = False) -> Iterator[Server]:
+    """Run one broker until the block ends; needs `why_no_kafka()` to be None.
+
+    With `again` one that ran on this port with this directory, and what it has kept.
+    """
     classpath = f"{jars(_POM)}/*"
 
     def command(port: int, directory: Path) -> list[str]:
+        properties, java = directory / "server.properties", ["java", *_JVM, "-cp", classpath]
+        if again:
+            return [*java, "kafka.Kafka", str(properties)]
         shutil.rmtree(directory / "log", ignore_errors=True)
-        properties = directory / "server.properties"
         names = {"host": HOST, "port": port, "controller": free_port(), "directory": directory}
         properties.write_text(_PROPERTIES.format(**names))
-        java = ["java", *_JVM, "-cp", classpath]
         storage = [*java, "kafka.tools.StorageTool", "format", "-t", "A" * 22, "-c", str(properties)]
         subprocess.run(storage, check=True, capture_output=True)
         return [*java, "kafka.Kafka", str(properties)]

@@ -249,6 +249,7 @@ def tell_peers(rate: float) -> None:
                 continue
             print(f"{name} ({', '.join(found['requirements'])}), hopping windows, {found['events']:,} events")
             say("events/s", found["events_per_s"])
+            say("events per second of CPU", found["events_per_cpu_s"])
             say("rate of onceflow, of this", rate / found["events_per_s"])
 
 

@@ -3,18 +3,22 @@
 Within a partition events stay in offset order. A record's place in the merged order is its *key*: the newest event
 time that its partition has shown up to it. Records are ordered by (key, rank of the topic, topic, partition, offset),
 so that the order depends on the logs alone and not on how they were fetched. Topics on which something is predicted
-rank last: a prediction at `t` comes after every event with time <= t of the other topics.
+rank last: a prediction at `t` comes after every event with time <= t of the other topics. An erasure has the place that
+an event of the newest time would have.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from featurestore.erasures import Erasure
 
 Partition = tuple[str, int]  # topic, partition
 
@@ -29,12 +33,13 @@ class Chunk:
     `frames` holds each topic's events, in merged order, with `_step`: the place of an event in the whole chunk.
     `spans` gives, for every partition that the chunk takes further, the offsets [start, next) that it covers; `clocks`
     the newest event time of its log up to there, to `assign` when the merge goes on from there (none before its first
-    event).
+    event). `erasures` are there with their steps, in order.
     """
 
     frames: dict[str, pl.DataFrame]
     spans: dict[Partition, tuple[int, int]]
     clocks: dict[Partition, int] = field(default_factory=dict)
+    erasures: Sequence[tuple[int, Erasure]] = ()
 
     @property
     def events(self) -> int:
@@ -42,14 +47,27 @@ class Chunk:
         return sum(len(frame) for frame in self.frames.values())
 
 
+class _Part(NamedTuple):
+    """A tile of a log, from `start` up to `next`: events, each with its key; or an erasure, with one."""
+
+    frame: pl.DataFrame
+    keys: NDArray[np.int64]
+    start: int
+    next: int
+    erasure: Erasure | None = None
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where what has a key lies."""
+        return self.frame["_offset"].to_numpy() if self.erasure is None else np.array([self.erasure.offset])
+
+
 @dataclass
 class _Queue:
     """What is buffered of one partition. A tile of the log may hold no events at all (all bad, or holes)."""
 
-    parts: deque[tuple[pl.DataFrame, NDArray[np.int64], int, int]] = field(
-        default_factory=deque
-    )  # frame, keys, start, next
-    events: int = 0
+    parts: deque[_Part] = field(default_factory=deque)
+    events: int = 0  # erasures count as such
     newest: int = _NEVER  # key of the newest record seen
     taken: int = _NEVER  # key of the newest record handed out
     drained: bool = False  # no more is to come: nothing waits for it
@@ -75,15 +93,32 @@ class Aligner:
         for partition in partitions:
             self._queues.pop(partition, None)
 
-    def push(self, partition: Partition, frame: pl.DataFrame, start: int, end: int) -> None:
-        """Add a tile of the log: the events (in offset order) that offsets [start, end) hold."""
+    def push(
+        self, partition: Partition, frame: pl.DataFrame, start: int, end: int, erasures: Sequence[Erasure] = ()
+    ) -> None:
+        """Add a tile of the log: the events and erasures (in offset order) that offsets [start, end) hold."""
+        for erasure in erasures:
+            count = int(np.searchsorted(frame["_offset"].to_numpy(), erasure.offset))
+            if count:
+                self._push(partition, frame[:count], start, erasure.offset)
+                start = erasure.offset
+            keys = np.array([self._queues[partition].newest])
+            self._add(partition, _Part(frame[:0], keys, start, erasure.offset + 1, erasure))
+            frame, start = frame[count:], erasure.offset + 1
+        if start < end or not erasures:
+            self._push(partition, frame, start, end)
+
+    def _push(self, partition: Partition, frame: pl.DataFrame, start: int, end: int) -> None:
+        newest, times = self._queues[partition].newest, frame["_time"].to_numpy()
+        keys = np.maximum(np.maximum.accumulate(times), newest) if len(times) else times
+        self._add(partition, _Part(frame, keys, start, end))
+
+    def _add(self, partition: Partition, part: _Part) -> None:
         queue = self._queues[partition]
-        times = frame["_time"].to_numpy()
-        keys = np.maximum(np.maximum.accumulate(times), queue.newest) if len(times) else times
-        if len(keys):
-            queue.newest = int(keys[-1])
-        queue.events += len(keys)
-        queue.parts.append((frame, keys, start, end))
+        if len(part.keys):
+            queue.newest = int(part.keys[-1])
+        queue.events += len(part.keys)
+        queue.parts.append(part)
 
     def drain(self, partition: Partition, drained: bool = True) -> None:
         """Say that no more is to come (for now), so that others need not wait for the partition."""
@@ -108,73 +143,75 @@ class Aligner:
         Certain is what lies before the oldest key that a partition could still show. Keys are never torn apart.
         """
         frontier = min((_FOREVER if queue.drained else queue.newest for queue in self._queues.values()), default=_NEVER)
-        keys = [keys[keys < frontier] for queue in self._queues.values() for _, keys, _, _ in queue.parts]
+        keys = [part.keys[part.keys < frontier] for queue in self._queues.values() for part in queue.parts]
         total = sum(map(len, keys))
         if total > limit:
             sample = np.partition(np.concatenate(keys), limit)
             frontier = min(frontier, int(sample[limit]) + 1)
-        taken: list[tuple[Partition, pl.DataFrame, NDArray[np.int64]]] = []
+        taken: list[tuple[Partition, _Part]] = []
         spans: dict[Partition, tuple[int, int]] = {}
         for partition, queue in self._queues.items():
             span = self._take_from(partition, queue, frontier, taken)
             if span is not None:
                 spans[partition] = span
         clocks = {at: self._queues[at].taken for at in spans if self._queues[at].taken != _NEVER}
-        return Chunk(self._merged(taken), spans, clocks) if spans else None
+        if not spans:
+            return None
+        frames, erasures = self._merged(taken)
+        return Chunk(frames, spans, clocks, erasures)
 
     @staticmethod
     def _take_from(
-        partition: Partition,
-        queue: _Queue,
-        frontier: int,
-        taken: list[tuple[Partition, pl.DataFrame, NDArray[np.int64]]],
+        partition: Partition, queue: _Queue, frontier: int, taken: list[tuple[Partition, _Part]]
     ) -> tuple[int, int] | None:
         begin = end = None
         while queue.parts:
-            frame, keys, start, stop = queue.parts[0]
+            part = queue.parts[0]
+            frame, keys = part.frame, part.keys
             count = int(np.searchsorted(keys, frontier))
-            begin = start if begin is None else begin
+            begin = part.start if begin is None else begin
             if count == len(keys):
                 queue.parts.popleft()
-                end = stop
+                end = part.next
             elif count:
                 cut = int(frame["_offset"][count])
-                queue.parts[0] = (frame[count:], keys[count:], cut, stop)
+                queue.parts[0] = _Part(frame[count:], keys[count:], cut, part.next)
                 end = cut
             if count:
-                taken.append((partition, frame[:count], keys[:count]))
+                taken.append((partition, part._replace(frame=frame[:count], keys=keys[:count])))
                 queue.events -= count
                 queue.taken = int(keys[count - 1])
             if count < len(keys):
                 break
         return None if begin is None or end is None else (begin, end)
 
-    def _merged(self, taken: list[tuple[Partition, pl.DataFrame, NDArray[np.int64]]]) -> dict[str, pl.DataFrame]:
+    def _merged(
+        self, taken: list[tuple[Partition, _Part]]
+    ) -> tuple[dict[str, pl.DataFrame], list[tuple[int, Erasure]]]:
         if not taken:
-            return {}
-        keys = np.concatenate([keys for _, _, keys in taken])
+            return {}, []
+        keys = np.concatenate([part.keys for _, part in taken])
         order = np.empty(len(keys), np.int64)
         order[self._order(taken, keys)] = np.arange(len(keys))
-        frames, at = {}, 0
         pieces: dict[str, list[pl.DataFrame]] = {}
-        for (topic, _), frame, _ in taken:
-            steps = pl.Series("_step", order[at : at + len(frame)])
-            pieces.setdefault(topic, []).append(frame.with_columns(steps))
-            at += len(frame)
-        for topic, parts in pieces.items():
-            frames[topic] = pl.concat(parts).sort("_step")
-        return frames
+        erasures: list[tuple[int, Erasure]] = []
+        at = 0
+        for (topic, _), part in taken:
+            if part.erasure is not None:
+                erasures.append((int(order[at]), part.erasure))
+            else:
+                steps = pl.Series("_step", order[at : at + len(part.keys)])
+                pieces.setdefault(topic, []).append(part.frame.with_columns(steps))
+            at += len(part.keys)
+        erasures.sort(key=lambda placed: placed[0])
+        return {topic: pl.concat(parts).sort("_step") for topic, parts in pieces.items()}, erasures
 
-    def _order(
-        self, taken: list[tuple[Partition, pl.DataFrame, NDArray[np.int64]]], keys: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def _order(self, taken: list[tuple[Partition, _Part]], keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions of the records in merged order."""
-        lengths = [len(frame) for _, frame, _ in taken]
-        topics = np.repeat(
-            [self._ranks[t] * len(self._topics) + self._topics.index(t) for (t, _), _, _ in taken], lengths
-        )
-        partitions = np.repeat([p for (_, p), _, _ in taken], lengths)
-        offsets = np.concatenate([frame["_offset"].to_numpy() for _, frame, _ in taken])
+        lengths = [len(part.keys) for _, part in taken]
+        topics = np.repeat([self._ranks[t] * len(self._topics) + self._topics.index(t) for (t, _), _ in taken], lengths)
+        partitions = np.repeat([p for (_, p), _ in taken], lengths)
+        offsets = np.concatenate([part.offsets for _, part in taken])
         return np.lexsort((offsets, partitions, topics, keys))
 
 

@@ -1,7 +1,8 @@
 """Records in the wire format of Confluent's schema registry: a zero, four bytes that name a schema, and the content.
 
-Avro is read with the schema that it was written with. What readers want is the source's schema: fields that were added
-are ignored, those that are gone are null, and those that were renamed are found by `Source(fields=...)`.
+Avro and Protobuf are read with the schema that they were written with. What readers want is the source's schema:
+fields that were added are ignored, those that are gone are null, and those that were renamed are found by
+`Source(fields=...)`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import msgspec
+import numpy as np
+
+from featurestore.protobuf import Messages
+from featurestore.values import Values
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
 
 Loads = Callable[[bytes], Any]
 NO_SCHEMAS: Mapping[int, Loads] = MappingProxyType({})
+NO_IMPORTS: Mapping[str, str] = MappingProxyType({})
 
 HEAD = 5
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - local timestamps of Avro have no zone
@@ -42,10 +50,26 @@ class SchemaError(msgspec.DecodeError):
     """A record whose content cannot be told from its schema."""
 
 
-def ids_of(values: Iterable[bytes | None]) -> set[int]:
+def ids_of(values: Sequence[bytes | None]) -> set[int]:
     """The schemas that records name."""
-    heads = {value[:HEAD] for value in values if value is not None}
-    return {int.from_bytes(head[1:], "big") for head in heads if len(head) == HEAD and head[0] == 0}
+    return distinct(numbers_of(Values.of(values))) - {-1}
+
+
+def numbers_of(values: Values[bytes | None]) -> NDArray[np.int64]:
+    """The schema that each record names, or -1."""
+    rows = np.flatnonzero(values.lengths >= HEAD)
+    starts = values.starts[rows]
+    named = np.zeros(len(rows), np.int64)
+    for place in range(1, HEAD):
+        named = named << 8 | values.buffer[starts + place]
+    ids = np.full(len(values), -1, np.int64)
+    ids[rows] = np.where(values.buffer[starts] == 0, named, -1)
+    return ids
+
+
+def distinct(ids: NDArray[np.int64]) -> set[int]:
+    """The numbers among these, which most often are all the same."""
+    return {int(ids[0])} if len(ids) and (ids == ids[0]).all() else set(np.unique(ids).tolist())
 
 
 def loads_by(loaders: Mapping[int, Loads]) -> Loads:
@@ -62,17 +86,28 @@ def loads_by(loaders: Mapping[int, Loads]) -> Loads:
     return loads
 
 
-def loader_of(kind: str, text: str) -> Loads:
-    """What reads content by a schema: "AVRO" or "JSON", and its text. ValueError: it cannot be used."""
+def loader_of(kind: str, text: str, imports: Mapping[str, str] = NO_IMPORTS) -> Loads:
+    """What reads content by a schema: "AVRO", "JSON" or "PROTOBUF", and its text. ValueError: it cannot be used.
+
+    `imports` has the texts of the schemas that it refers to, by name, each after those that it refers to itself.
+    """
     if kind == "JSON":
         return msgspec.json.decode
-    if kind != "AVRO":
-        raise ValueError(f"schemas of type {kind} are not supported; AVRO and JSON are")
+    if kind == "AVRO":
+        return _avro(text, imports)
+    if kind == "PROTOBUF":
+        return Messages(text, imports)
+    raise ValueError(f"schemas of type {kind} are not supported; AVRO, JSON and PROTOBUF are")
+
+
+def _avro(text: str, imports: Mapping[str, str]) -> Loads:
     import fastavro  # noqa: PLC0415 - most have no use for it
     from fastavro.schema import SchemaParseException, UnknownType  # noqa: PLC0415
 
+    named: dict[str, Any] = {}
     try:
-        schema = fastavro.parse_schema(json.loads(text))
+        for each in (*imports.values(), text):
+            schema = fastavro.parse_schema(json.loads(each), named)
     except (SchemaParseException, UnknownType, json.JSONDecodeError) as error:
         raise ValueError(f"it is no Avro schema: {error}") from error
 

@@ -151,10 +151,17 @@ def decode_json(
     if not len(rest):
         return Decoded(frame, np.arange(len(values), dtype=np.int64), [])
     strict = _decoded_strictly(schema, required, event_time, values.taken(rest), max_bytes, max_depth)
-    rows = np.concatenate([np.flatnonzero(found.taken), rest[strict.rows]])
+    return joined([(np.flatnonzero(found.taken), frame)], rest, strict)
+
+
+def joined(
+    parts: Sequence[tuple[npt.NDArray[np.int64], pl.DataFrame]], rest: npt.NDArray[np.int64], strict: Decoded
+) -> Decoded:
+    """What was decoded of some rows of a batch, and what another decoder says of the `rest`, in the batch's order."""
+    rows = np.concatenate([*(rows for rows, _ in parts), rest[strict.rows]])
     order = np.argsort(rows)
     rejects = [reject._replace(row=int(rest[reject.row])) for reject in strict.rejects]
-    return Decoded(pl.concat([frame, strict.frame])[order], rows[order], rejects)
+    return Decoded(pl.concat([*(frame for _, frame in parts), strict.frame])[order], rows[order], rejects)
 
 
 def _decoded_strictly(

@@ -7,13 +7,14 @@ it to `load`, runs its steps, and stores what `take_changes` returns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestore import kernel
 from featurestore.errors import FormatError
+from featurestore.expressions import TYPES
 from featurestore.growing import GrowingWords, matrix
 from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
@@ -27,16 +28,21 @@ NO_ENTITY = -1
 ITEMS = 16
 #: Steps done together: what they write must fit into a processor's cache, beside the states of their entities.
 CHUNK = 4_096
+#: One word of so many may lie idle in rooms that nobody has, before memory is made compact instead of larger.
+WASTE = 8
+#: Words of memory from which on it grows by an eighth, not by half: it is not copied then, but takes more pages.
+LARGE = 1 << 27
 _NEVER = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True)
 class Changes:
-    """States of one partition that were written to since the last time, encoded."""
+    """States of one partition that were written to since the last time, encoded, and whose there are none any more."""
 
     partition: int
     entities: Sequence[bytes]
     blobs: Sequence[bytes]
+    erased: Sequence[bytes] = ()
 
 
 class ViewState:
@@ -50,6 +56,7 @@ class ViewState:
         self.texts = Texts()
         self._loaded = np.zeros((64, partitions), np.bool_)
         self._fresh: set[int] = set()
+        self._erased: set[tuple[int, int]] = set()  # entity, partition
         self._slots = np.zeros((64, partitions), np.int64)  # addresses of heads by entity and partition, 0 for none
         self._last = np.full(64, -1, np.int32)  # see kernel.run
         self._used = np.zeros(64, np.int32)  # by entity: when it was used last, in turns
@@ -93,48 +100,43 @@ class ViewState:
 
     def load(self, entity: int, partition: int, blob: bytes | memoryview | None) -> None:
         """Take a stored state (None: there is none). Raises FormatError when it is not of this plan and version."""
-        words = self._nothing() if blob is None else _frozen(np.frombuffer(blob[: len(blob) // 8 * 8], np.int64))
-        if blob is not None and (len(blob) % 8 or not self._take_texts(words)):
+        words = self._nothing() if blob is None else words_of(blob)
+        if blob is not None and not self._take_texts(words):
             raise self._unreadable(entity)
-        self._put(np.array([entity]), np.array([partition]), words, np.zeros(1, np.int64))
+        self._put(entity, partition, words)
         slot = self._slots[entity, partition : partition + 1]
         if self.plan.has_texts and not kernel.knows_all(self._words, slot, self.texts.lexicon, self.texts.marks(1)):
-            self._put(np.array([entity]), np.array([partition]), self._nothing(), np.zeros(1, np.int64))
+            self._put(entity, partition, self._nothing())
             raise self._unreadable(entity)
         self._loaded[entity, partition] = True
 
-    def _put(
-        self,
-        entities: NDArray[np.int64],
-        partitions: NDArray[np.int64],
-        blobs: NDArray[np.int64],
-        starts: NDArray[np.int64],
-    ) -> None:
-        """Take encoded states that begin at `starts`."""
-        self._make_room(4 * len(blobs))
-        kernel.load(self._words, self._slots, entities, partitions, blobs, starts)
+    def erase(self, entity: int, partition: int) -> None:
+        """Let the entity have no state on the partition, whatever is stored; `take_changes` tells of it."""
+        self.load(entity, partition, None)
+        self._erased.add((entity, partition))
+
+    def _put(self, entity: int, partition: int, words: NDArray[np.int64]) -> None:
+        """Take the words of a state."""
+        self._make_room(4 * len(words))
+        kernel.load(self._words, self._slots, entity, partition, words)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory, about, that the entities take."""
         return 8 * int(self._words[layout.USED]) + self.names.nbytes + len(self.names) * (9 * self.partitions + 8)
 
-    def newest(self, count: int) -> ViewState:
-        """A state of the `count` entities that were used last: the others must be looked up again, so all be stored."""
+    def keep_newest(self, count: int) -> None:
+        """Forget all but the `count` entities used last; those must be looked up again, so all changes be stored."""
         oldest_first = np.argsort(self._used[: len(self.names)], kind="stable")
         kept = np.sort(oldest_first[len(oldest_first) - count :])
-        state = ViewState(self.plan, self.partitions)
-        state.number(self.names.taken(kept))
-        rows, partitions = np.nonzero(self._slots[kept])
-        slots = self._slots[kept[rows], partitions]
-        blobs, starts, _ = self._encoded(slots)
-        state._put(rows, partitions, blobs, starts)
-        state._loaded[: len(kept)], state._used[: len(kept)] = self._loaded[kept], self._used[kept]
-        state.texts, state._turn = self.texts, self._turn
-        for partition in range(self.partitions):
-            if (clock := self.clock(partition)) is not None:
-                state.set_clock(partition, clock)
-        return state
+        names, self.names = self.names, Names()
+        self.names.number(names.taken(kept))
+        self._slots, self._loaded, self._used = self._slots[kept], self._loaded[kept], self._used[kept]
+        self._last = np.full(count, -1, np.int32)
+        self._fresh.clear()
+        rows, partitions = np.nonzero(self._slots)
+        self._words[self._slots[rows, partitions] + layout.ENTITY] = rows
+        kernel.compact(self._words, self._slots)
 
     def run(self, steps: Steps, inputs: Inputs, *, emit: bool) -> Results:
         """Do the steps in order: fold events, read entities. With `emit`, features come out after each event too.
@@ -184,7 +186,8 @@ class ViewState:
 
     def take_changes(self) -> list[Changes]:
         """The states written to since the last call, by partition; they count as stored from now on."""
-        changes, self._turn = self._changes(kernel.take_dirty(self._words)), self._turn + 1
+        slots, self._turn = kernel.take_dirty(self._words), self._turn + 1
+        changes = self._with_erased(self._changes(self._filled(slots)))
         if self.texts.is_crowded:
             mark = self.texts.marks(1)
             kernel.knows_all(self._words, self._slots[self._slots > 0], self.texts.lexicon, mark)
@@ -194,32 +197,44 @@ class ViewState:
     def blobs(self, partition: int) -> dict[bytes, bytes]:
         """Every state of a partition, encoded, by entity key."""
         slots = self._slots[: len(self.names), partition]
-        slots = slots[slots > 0]
-        changes = self._changes(slots[self._words[slots + layout.NEWEST] != _NEVER])
+        changes = self._changes(self._filled(slots[slots > 0]))
         return {name: blob for c in changes for name, blob in zip(c.entities, c.blobs, strict=True)}
+
+    def _filled(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the slots that hold an event."""
+        filled: NDArray[np.int64] = slots[self._words[slots + layout.NEWEST] != _NEVER]
+        return filled
+
+    def _with_erased(self, changes: list[Changes]) -> list[Changes]:
+        """The changes, and which of the states that were erased have not begun anew."""
+        if not self._erased:
+            return changes
+        by_partition = {change.partition: change for change in changes}
+        for partition in sorted({partition for _, partition in self._erased}):
+            entities = np.array(sorted(e for e, p in self._erased if p == partition), np.int64)
+            empty = self._words[self._slots[entities, partition] + layout.NEWEST] == _NEVER
+            change = by_partition.get(partition, Changes(partition, [], []))
+            by_partition[partition] = replace(change, erased=self.names.taken(entities[empty]))
+        self._erased.clear()
+        return list(by_partition.values())
 
     def _changes(self, slots: NDArray[np.int64]) -> list[Changes]:
         """The slots' states, encoded into one buffer."""
         if not len(slots):
             return []
-        out, starts, sizes = self._encoded(slots)
-        raw = out.view(np.uint8)
+        lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
+        sizes = kernel.sizes_of(self._words, slots, lexicon, mark)
+        out = matrix(1, int(kernel.room_for(sizes).sum()), np.int64)[0]
+        state = np.empty(int(sizes.max()), np.int64)
+        ends = kernel.encode(self._words, slots, sizes, out, state, lexicon, mark + len(slots))
+        raw, starts = out.view(np.uint8), np.append(0, ends[:-1])
         partitions, entities = self._words[slots + layout.PARTITION], self._words[slots + layout.ENTITY]
         changes = []
         for partition in np.unique(partitions).tolist():
             rows = np.flatnonzero(partitions == partition)
-            blobs = Values[bytes](raw, 8 * starts[rows], 8 * sizes[rows])
+            blobs = Values[bytes](raw, 8 * starts[rows], 8 * (ends - starts)[rows])
             changes.append(Changes(partition, self.names.taken(entities[rows]), blobs))
         return changes
-
-    def _encoded(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The slots' states one after another; where each begins, and how many words it has."""
-        lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
-        sizes = kernel.sizes_of(self._words, slots, lexicon, mark)
-        ends = np.cumsum(sizes)
-        out = np.empty(int(ends[-1]) if len(ends) else 0, np.int64)
-        kernel.encode(self._words, slots, ends, out, lexicon, mark + len(slots))
-        return out, ends - sizes, sizes
 
     def _nothing(self) -> NDArray[np.int64]:
         runs = len(self.plan.tracks)
@@ -255,14 +270,38 @@ class ViewState:
 
     def _make_room(self, more: int) -> None:
         """Make sure that memory has room for a step, and for `more` words beside."""
-        words = self._words
-        words[layout.WANTED] = 0
-        longest = 2 * (self.plan.movable + 1) * words[layout.LONGEST]  # as kernel.run reckons
-        need = int(words[layout.USED] + longest + words[layout.RESERVE]) + more
-        if need > len(words):
-            length = max(need + need // 4, len(words) + len(words) // 2)
-            del words
-            self._memory.grow(length)
+        self._words[layout.WANTED] = 0
+        longest = 2 * (self.plan.movable + 1) * int(self._words[layout.LONGEST])  # as kernel.run reckons
+        more += longest + int(self._words[layout.RESERVE])
+        if more > self._room and self._words[layout.LEFT] > self._words[layout.USED] // WASTE:
+            kernel.compact(self._words, self._slots)
+        if more > self._room:
+            have = len(self._words)
+            need = have - self._room + more
+            self._memory.grow(max(need + need // 8, have + have // (2 if have < LARGE else 8)))
+
+    @property
+    def _room(self) -> int:
+        """Words that nothing lies in."""
+        return len(self._words) - int(self._words[layout.USED])
+
+
+def words_of(blob: bytes | memoryview) -> NDArray[np.int64]:
+    """The words of a stored state, not squeezed any more; none where it is damaged."""
+    whole = np.frombuffer(blob[: len(blob) // 8 * 8], np.int64)
+    return _frozen(kernel.expanded(whole if 8 * len(whole) == len(blob) else whole[:0]))
+
+
+def joined(plan: Plan, parts: Sequence[Results]) -> Results:
+    """Results one after another, as one: lists and maps begin behind those of the parts before."""
+    nested = np.array([feature.type not in TYPES for feature in plan.outputs])
+    begin = 0
+    for part in parts:
+        part.words[nested] += begin
+        begin += len(part.items)
+    names = ("words", "valid", "effective", "status", "items")
+    whole = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
+    return Results(reals=whole["words"].view(np.float64), **whole)
 
 
 def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -272,11 +311,8 @@ def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _class_sizes(most: int) -> NDArray[np.int64]:
-    """Tiles of each size class of a run: 1 3 4 6 8 12 16 24 ... up to at least `most`.
-
-    There is none of 2: where all entities have a third tile, nobody would take the rooms that they leave.
-    """
-    sizes = [1, 3, 4]
+    """Tiles of each size class of a run: 1 2 3 4 6 8 12 16 24 ... up to at least `most`."""
+    sizes = [1, 2, 3, 4]
     while sizes[-1] < most:
         sizes.append(sizes[-2] * 2)
     return np.array(sizes, np.int64)

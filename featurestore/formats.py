@@ -12,22 +12,29 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from featurestore.arrow import decode_arrow
-from featurestore.confluent import NO_SCHEMAS, Loads, loads_by
+from featurestore.confluent import HEAD, NO_SCHEMAS, Loads, distinct, loads_by, numbers_of
 from featurestore.decoding import (
     MAX_BYTES,
+    MAX_KEY,
+    MAX_TIME,
     Decoded,
     Reject,
     beyond_limits,
     decode_each,
     decode_json,
     event_type,
+    joined,
     set_apart,
     value_of,
 )
 from featurestore.headers import decode_headers
+from featurestore.messages import read
+from featurestore.parsing import MAX_COLUMNS, columns_of, names_of
+from featurestore.protobuf import Messages, compiler
 from featurestore.values import Values
 
 if TYPE_CHECKING:
@@ -65,7 +72,16 @@ def _decoded(source: Source, values: Sequence[bytes | None], schemas: Mapping[in
         return decode_json(source.schema, source.required, source.event_time, values)
     if source.format == "arrow":
         return _finite(source.schema, decode_arrow(source, values))
-    return _finite(source.schema, _by_record(source, values, _loader(source, schemas)))
+    loads = _loader(source, schemas)
+    if source.format == "protobuf" and len(source.schema) <= MAX_COLUMNS:
+        return _finite(source.schema, _by_message(source, Values.of(values), schemas, loads))
+    return _finite(source.schema, _by_record(source, values, loads))
+
+
+def check_installed(source: Source) -> None:
+    """ConfigError: what reads the source's format is not installed here."""
+    if source.format == "protobuf":
+        compiler()
 
 
 def _loader(source: Source, schemas: Mapping[int, Loads]) -> Loads:
@@ -83,6 +99,25 @@ def _by_record(source: Source, values: Sequence[bytes | None], loads: Loads) -> 
     kind = event_type(tuple(source.schema.items()), frozenset(source.required), source.event_time)
     beyond = beyond_limits if source.format == "json" else _oversized
     return decode_each(source.schema, values, lambda text: msgspec.convert(loads(text), kind), beyond)
+
+
+def _by_message(source: Source, values: Values[bytes | None], schemas: Mapping[int, Loads], loads: Loads) -> Decoded:
+    """As `_by_record`, but what is plain in compiled code."""
+    limits = (MAX_TIME, MAX_BYTES, MAX_KEY)
+    names = names_of(tuple(source.schema.items()), frozenset(source.required), source.event_time, limits)
+    ids, parts, rest = numbers_of(values), [], np.ones(len(values), np.bool_)
+    for number in sorted(distinct(ids)):
+        messages, first = schemas.get(number), values[int(np.argmax(ids == number))]
+        if isinstance(messages, Messages) and first is not None:
+            shape = messages.shape(first[:HEAD], first[HEAD:], source.schema, source.paths)
+            if shape is not None:
+                found = read(values, names, shape)
+                parts.append((np.flatnonzero(found.taken), columns_of(source.schema, names, found, values)))
+                rest &= ~found.taken
+    left = np.flatnonzero(rest)
+    if len(parts) == 1 and not len(left):
+        return Decoded(parts[0][1], np.arange(len(values), dtype=np.int64), [])
+    return joined(parts, left, _by_record(source, values.taken(left), loads))
 
 
 def _oversized(texts: list[bytes]) -> list[Reject]:

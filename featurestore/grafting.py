@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from featurestore import kernel
+from featurestore.engine import words_of
 from featurestore.errors import DefinitionError, FormatError
 from featurestore.expressions import canonical_text
 from featurestore.kernel import layout as at
@@ -98,7 +100,8 @@ class Graft:
             runs.append(_live(row, _joined(row, take, kept, lacking), newest))
         head = [at.FORMAT | len(runs) << 8, newest, last, *map(len, runs)]
         texts = _texts(self.new, runs, before, anew) if self.new.has_texts else _NOTHING
-        return np.concatenate([np.array(head, np.int64), *(run.reshape(-1) for run in runs), texts]).tobytes()
+        words = np.concatenate([np.array(head, np.int64), *(run.reshape(-1) for run in runs), texts])
+        return bytes(kernel.squeezed(words))
 
 
 def grafting(old: Plan, new: Plan) -> Graft:
@@ -251,7 +254,7 @@ class _Read:
         self.head, self.texts, self._runs = (at.INT_MIN, at.INT_MIN), [], []
         if plan is None or state is None:
             return
-        words, tracks = np.frombuffer(state[: len(state) // 8 * 8], np.int64), len(plan.tracks)
+        words, tracks = words_of(state), len(plan.tracks)
         if len(words) < at.HEAD + tracks or words[0] != at.FORMAT | tracks << 8:
             raise _unreadable(plan)
         self.head = (int(words[1]), int(words[2]))

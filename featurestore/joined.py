@@ -37,6 +37,12 @@ class Joined(Source):
         """What it is joined of: left, then right."""
         return self.left, self.right
 
+    def comes_from(self, side: Source, column: str) -> bool:
+        """Whether a column is one of a side's, by the same name."""
+        if side is self.right:
+            return column in self.keys or self.names.get(column) == column
+        return column in self.schema and column in side.types and column not in (ID, TIME)
+
     @property
     def fingerprint(self) -> str:
         """A hash of all that its pairs depend on."""

@@ -80,6 +80,11 @@ class MemoryStore:
                 raise wrong_format(view_key, topic, partition, shelf.format)
         return [shelf.position for shelf in shelves]
 
+    async def erase(self, view_key: str, topic: str, partition: int, entities: Sequence[bytes]) -> int:
+        """Delete states, whoever owns them (see `OnlineStore`)."""
+        states = self._shelf(view_key, topic, partition).states
+        return sum(states.pop(entity, None) is not None for entity in entities)
+
     async def drop(self, view_key: str, topic: str, partition: int) -> None:
         """Delete every state and the position (see `OnlineStore`)."""
         self._shelves.pop(key_prefix(topic, partition, view_key), None)
@@ -107,6 +112,8 @@ class MemoryStore:
         shelf.states.update(
             {entity: (blob, expiry) for entity, blob in zip(commit.entities, commit.blobs, strict=True)}
         )
+        for entity in commit.erased:
+            shelf.states.pop(entity, None)
         shelf.position = Position(commit.next, commit.clock)
         return None
 

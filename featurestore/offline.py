@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 
     import pyarrow.dataset as ds
 
+    from featurestore.forgotten import Revision
+
 FORMAT = 1
 """Version of the files' footer."""
 
 _ROW_GROUP = 1 << 16
+_MARK = ".revised"  # in a partition's folder: the version of what its complete files were revised for
 _FILE = re.compile(r"\d{12,}\.parquet")
 _FOLDER = re.compile(r"partition=\d+")
 _PLAIN = {
@@ -59,13 +62,25 @@ class GridWriter:
     `next` is the first offset not yet taken; after a restart, the first that is not on disk. `feed` is the offset at
     which to go on reading the feed; None means from its beginning, which is always safe.
 
+    `revision` is given what a file is to hold and returns what it may hold. It may come to know more: a flush
+    takes that up, and `sweep`.
+
     Raises `FormatError` when the last file cannot be read or was written with another `size`.
     """
 
-    def __init__(self, directory: Path, partition: int, size: int, *, compression: str = "zstd") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        partition: int,
+        size: int,
+        *,
+        compression: str = "zstd",
+        revision: Revision | None = None,
+    ) -> None:
         self._folder = directory / f"partition={partition}"
         self._size = size
         self._compression = compression
+        self._revision = revision
         self._folder.mkdir(parents=True, exist_ok=True)
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -107,11 +122,39 @@ class GridWriter:
 
     def flush(self) -> None:
         """Write all that was taken: the open cell under its final name, with the position in the feed."""
+        self._renew()
         if self.next == self._saved:
             return
         if self.next % self._size or self.feed is not None:
             self._rows = [self._write(self.next // self._size, self._rows, self.next, self.feed)]
         self._saved = self.next
+
+    def sweep(self) -> None:
+        """Rewrite the complete files that the revision changes, unless that was done since it came to know more.
+
+        What a kill leaves undone the next call does. Another thread may append meanwhile.
+        """
+        mark = self._folder / _MARK
+        if self._revision is None or not (version := self._revision.version):
+            return
+        if mark.exists() and mark.read_bytes() == b"%d" % version:
+            return
+        for path in _grid_files(self._folder):
+            footer, _ = _footer(path)
+            if footer.next % self._size == 0:
+                table = pq.ParquetFile(path).read()
+                revised = self._revision(table)
+                if revised is not table:
+                    publish(path, _encoded(revised.combine_chunks(), footer, self._compression))
+        publish(mark, b"%d" % version)
+
+    def _renew(self) -> None:
+        """Have the open cell written again, should the revision change it now."""
+        if self._revision is not None and self._revision.version and self._rows and self.next % self._size:
+            rows = _joined(self._rows, self._folder)
+            revised = self._revision(rows)
+            if revised is not rows:
+                self._rows, self._saved = [revised], -1
 
     def _take(self, rows: pa.Table, offsets: np.ndarray[Any, np.dtype[np.int64]], upto: int) -> None:
         done = 0
@@ -126,8 +169,10 @@ class GridWriter:
 
     def _write(self, cell: int, rows: Sequence[pa.Table], upto: int, feed: int | None) -> pa.Table:
         """Write a cell and return its rows as one table."""
-        path = self._folder / f"{cell:012d}.parquet"
+        path = cell_path(self._folder, cell)
         table = _joined(rows, path)
+        # One chunk a column: the writer starts a new page at every chunk.
+        table = (table if self._revision is None else self._revision(table)).combine_chunks()
         # Cells before the first row are not written: a topic may begin at any offset.
         self._begun = self._begun or table.num_rows > 0
         if self._begun:
@@ -154,6 +199,11 @@ class GridWriter:
         rows = pq.ParquetFile(last).read() if self.next % self._size else schema.empty_table()
         self._rows = [_plain(rows)]
         self.feed = footer.feed
+
+
+def cell_path(folder: Path, cell: int) -> Path:
+    """The file of a cell of the grid in a partition's folder."""
+    return folder / f"{cell:012d}.parquet"
 
 
 def read_table(directory: Path, columns: Sequence[str] | None = None, filters: ds.Expression | None = None) -> pa.Table:
@@ -243,8 +293,7 @@ def _joined(tables: Sequence[pa.Table], path: Path) -> pa.Table:
     # An empty table is there for its schema, which counts only where there are no rows.
     tables = [table for table in tables if table.num_rows] or tables[-1:]
     try:
-        # One chunk a column: the writer starts a new page at every chunk.
-        return pa.concat_tables(tables, promote_options="default").combine_chunks()
+        return pa.concat_tables(tables, promote_options="default")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise FormatError(f"{path}: a column changed its type ({error}): archive into another folder") from error
 

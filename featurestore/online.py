@@ -75,11 +75,12 @@ redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'format', ARGV[2])
 return {'OK', stored[2], stored[3]}
 """)
 
-# KEYS: position, states. ARGV: owner, start or '' for a first one, next, clock, format, ttl or '', blobs.
+# KEYS: position, states, what is erased. ARGV: owner, start or '' for a first one, next, clock, format, ttl or '', and
+# a blob for each state.
 # Offsets are compared as text: Lua's numbers are doubles. Redis does not undo a script that fails half-way, so all
 # checks come before the first write, and no write can fail once the first has passed.
 _COMMIT = _Script("""
-local call, keys, argv, ttl = redis.call, KEYS, ARGV, ARGV[6]
+local call, keys, argv, ttl, last = redis.call, KEYS, ARGV, ARGV[6], #ARGV - 5
 local stored = call('HMGET', keys[1], 'format', 'owner', 'next')
 if stored[1] and stored[1] ~= argv[5] then return {'FORMAT', stored[1]} end
 if stored[2] ~= argv[1] then return {'FENCED', stored[2] or ''} end
@@ -89,10 +90,11 @@ if from ~= argv[2] then
   return {'GAP', from}
 end
 if ttl == '' then
-  for i = 2, #keys do call('SET', keys[i], argv[i + 5]) end
+  for i = 2, last do call('SET', keys[i], argv[i + 5]) end
 else
-  for i = 2, #keys do call('SET', keys[i], argv[i + 5], 'PX', ttl) end
+  for i = 2, last do call('SET', keys[i], argv[i + 5], 'PX', ttl) end
 end
+for i = last + 1, #keys do call('UNLINK', keys[i]) end
 call('HSET', keys[1], 'next', argv[3], 'clock', argv[4], 'format', argv[5])
 return {'OK', ''}
 """)
@@ -191,6 +193,12 @@ class RedisStore:
             if written != b"%d" % FORMAT and (written is not None or upto is not None):
                 raise wrong_format(view_key, topic, partition, (written or b"").decode())
         return [_position(upto, clock) for _, upto, clock in replies]
+
+    async def erase(self, view_key: str, topic: str, partition: int, entities: Sequence[bytes]) -> int:
+        """Delete states, whoever owns them (see `OnlineStore`)."""
+        keys = [key_prefix(topic, partition, view_key) + entity for entity in entities]
+        replies = await self._run([Routed(key, resp.command("UNLINK", key)) for key in keys])
+        return sum(map(int, replies))
 
     async def drop(self, view_key: str, topic: str, partition: int) -> None:
         """Delete every state and the position (see `OnlineStore`)."""
@@ -298,12 +306,12 @@ class RedisStore:
     def _say_once(self, error: UnavailableError) -> None:
         if not self._waiting:
             self._waiting = True
-            _log.warning("%s; retrying", error)
+            _log.warning("Redis does not serve, trying again", extra={"redis": self.address, "error": error})
 
     def _say_recovered(self) -> None:
         if self._waiting:
             self._waiting = False
-            _log.warning("Redis at %s serves again", self.address)
+            _log.warning("Redis serves again", extra={"redis": self.address})
 
 
 _SCRIPTS = (_CLAIM, _COMMIT, _READ)
@@ -345,7 +353,7 @@ def _commit_command(commit: Commit) -> Routed:
     start = "" if commit.first else commit.start
     ttl = "" if commit.ttl is None else commit.ttl
     call = _COMMIT.call_of(
-        [resp.loose(prefix + b"next"), resp.strings(commit.entities, prefix)],
+        [resp.loose(prefix + b"next"), resp.strings(commit.entities, prefix), resp.strings(commit.erased, prefix)],
         resp.loose(commit.owner, start, commit.next, commit.clock, FORMAT, ttl),
         resp.strings(commit.blobs),
     )

@@ -19,8 +19,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.erasures import Erasure
 from featurestore.expressions import TYPES
 from featurestore.joined import ID, TIME, Joined
+from featurestore.keys import decode_entity
 from featurestore.sources import Source
 
 MOST = 2_000_000
@@ -72,6 +74,10 @@ class Pairing:
     def begin(self, side: int, clock: int | None) -> None:
         """Go on with a side (0 left, 1 right) where the newest time of its log was `clock`."""
         self._sides[side].clock = _NEVER if clock is None else clock
+
+    def erase(self, side: int, columns: Sequence[str], erasure: Erasure) -> None:
+        """Let the events of a side wait no longer that came before the erasure of the entity that `columns` name."""
+        self._sides[side].erase(columns, decode_entity(erasure.key), erasure.offset)
 
     def reached(self, side: int, end: int) -> Place:
         """The place up to which a side was taken, which is before `end`."""
@@ -182,6 +188,20 @@ class _Side:
         self._runs = [run for run in self._runs if run.newest >= since]
         if sum(len(run.events) for run in self._runs) > self._most:
             self._merge(len(self._runs), self._most // 2)
+
+    def erase(self, columns: Sequence[str], key: Sequence[object], before: int) -> None:
+        """Let events before an offset wait no longer whose columns hold the key."""
+        if not set(columns) <= set(self._columns):
+            return  # id and time of a pair that is joined again name nobody
+        gone = pl.all_horizontal(
+            pl.col("_offset") < before, *(pl.col(name) == value for name, value in zip(columns, key, strict=True))
+        )
+        kept = [(run, run.events.select(~gone.fill_null(value=False)).to_series()) for run in self._runs]
+        self._runs = [
+            run if stays.all() else _run(run.keys[stays.to_numpy()], run.events.filter(stays))
+            for run, stays in kept
+            if stays.any()
+        ]
 
     def _merge(self, count: int, most: int | None = None) -> None:
         """Make the last runs one, of what still waits, and of that the newest `most`."""

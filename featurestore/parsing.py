@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from featurestore.kernel.numerals import powers_of_five
-from featurestore.kernel.objects import BOOL, FLOAT, INT, KEY, STR, TIME, Names, Parsed, parse_all
+from featurestore.kernel.objects import BOOL, FLOAT, INT, KEY, STR, TIME, UNKNOWN, Names, Parsed, parse_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,17 +59,23 @@ def names_of(
 
 def parsed(names: Names, values: Values[bytes | None]) -> Parsed:
     """Parse what is plain among the values."""
-    count, texts = len(values), int(((names.kinds == STR) | (names.kinds == KEY)).sum())
-    out = Parsed(
+    out = nothing_parsed(names, len(values), np.empty(int(np.maximum(values.lengths, 0).sum()), np.uint8))
+    guesses = np.full(len(names.kinds) + 1, UNKNOWN, np.int64)
+    parse_all(values.buffer, values.starts, values.lengths, names, out, guesses)
+    return out
+
+
+def nothing_parsed(names: Names, count: int, plain: NDArray[np.uint8]) -> Parsed:
+    """Room for what is found in so many records, of which none is taken yet."""
+    texts = int(((names.kinds == STR) | (names.kinds == KEY)).sum())
+    return Parsed(
         np.zeros((len(names.kinds) - texts, count), np.int64),
         np.zeros((texts, count, 2), np.int64),
-        np.empty(int(np.maximum(values.lengths, 0).sum()), np.uint8),
+        plain,
         np.zeros(1, np.int64),
         np.zeros((len(names.kinds), count), np.bool_),
         np.zeros(count, np.bool_),
     )
-    parse_all(values.buffer, values.starts, values.lengths, names, out)
-    return out
 
 
 def columns_of(schema: Mapping[str, str], names: Names, found: Parsed, values: Values[bytes | None]) -> pl.DataFrame:

@@ -12,6 +12,7 @@ import numpy as np
 from featurestore.expressions import roots
 from featurestore.kernel import layout as at
 from featurestore.kernel import primitives as prim
+from featurestore.kernel.squeezing import room_for
 from featurestore.times import ENDLESS
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class Plan:
         most = [self._most(row) for row in self.tracks]
         if None in most:
             return None
-        return at.HEAD + len(most) + sum(m * row[at.STRIDE] for m, row in zip(most, self.tracks, strict=True) if m)
+        tiles = sum(m * row[at.STRIDE] for m, row in zip(most, self.tracks, strict=True) if m)
+        return int(room_for(at.HEAD + len(most) + tiles))
 
     def _most(self, row: Sequence[int]) -> int | None:
         """The most tiles or records of a track; None where there is no limit."""
@@ -159,7 +161,8 @@ class Plan:
         words[at.BAG_GROUPS_END] = places["outs"]
         words[at.HEAD_WORDS], words[at.CACHE_WORDS] = self.head_words, self.cache_words
         words[at.SCRATCH], words[at.ACC_MOST], words[at.PARTITIONS] = places["scratch"], acc, partitions
-        words[at.CLOCKS], words[at.SIZES], words[at.USED] = places["clocks"], places["sizes"], end
+        words[at.CLOCKS], words[at.SIZES] = places["clocks"], places["sizes"]
+        words[at.BEGIN], words[at.USED] = end, end
         words[at.LATENESS], words[at.KEEPS] = self.lateness, self.keeps
         words[at.RESERVE], words[at.CHECKS] = self.reserve, self.checks_overflow
         words[places["sizes"] : places["sizes"] + len(sizes)] = sizes

@@ -25,19 +25,24 @@ class Probabilities(msgspec.Struct, gc=False):
 class Prediction(msgspec.Struct):
     """One prediction, made on the event at `offset` of the message's partition of the service's source.
 
-    Times are ms since the epoch. A feature that is null or left out was missing when the model was asked.
+    Times are ms since the epoch. A feature that is null or left out was missing when the model was asked. Where it gave
+    no answer, prediction, probabilities and model version are null, and `error` says why.
     """
 
     id: str | None
     event_time: _Int
-    prediction: bool
-    probabilities: Probabilities
-    model_version: _Int
+    prediction: bool | None
+    probabilities: Probabilities | None
+    model_version: _Int | None
     variant: str
     features: dict[str, float | None]
     effective_time: _Int
     offset: _Int
+    error: str | None = None
 
+
+#: The `error` of an event that the model did not answer in time.
+TIMEOUT = "timeout"
 
 _DECODER = msgspec.json.Decoder(Prediction)
 
@@ -56,7 +61,10 @@ def decode_prediction(value: bytes) -> Prediction:
 
 
 def prediction_table(rows: Sequence[Prediction], partition: int, features: Sequence[str]) -> pa.Table:
-    """Predictions of one partition as columns, with the event's place, and one column an input of the model."""
+    """Predictions of one partition as columns, with the event's place, and one column an input of the model.
+
+    Where there was no answer, its columns are null.
+    """
     columns = {
         "_partition": pa.array(np.full(len(rows), partition, np.int32)),
         "_offset": pa.array([row.offset for row in rows], pa.int64()),
@@ -64,7 +72,7 @@ def prediction_table(rows: Sequence[Prediction], partition: int, features: Seque
         "_effective": pa.array([row.effective_time for row in rows], pa.int64()),
         "id": pa.array([row.id for row in rows], pa.string()),
         "prediction": pa.array([row.prediction for row in rows], pa.bool_()),
-        "probability": pa.array([row.probabilities.true for row in rows], pa.float64()),
+        "probability": pa.array([row.probabilities and row.probabilities.true for row in rows], pa.float64()),
         "model_version": pa.array([row.model_version for row in rows], pa.int64()),
         "variant": pa.array([row.variant for row in rows], pa.string()),
     }

@@ -50,7 +50,8 @@ class Repeats:
         self._make_room(len(records), int(records[0]) - self._source.dedup)
         given = events[self._source.id].is_not_null().to_numpy()
         ids = _bytes_of(events[self._source.id])
-        self._taken += mark_repeats(*ids, given, records, self._source.dedup, _KEY, self._table, again)
+        hashes = matrix(len(records), 2, np.uint64)
+        self._taken += mark_repeats(*ids, given, records, self._source.dedup, _KEY, self._table, hashes, again)
         return (events.filter(~pl.Series(again)), offsets[again]) if again.any() else (events, offsets[:0])
 
     def _make_room(self, count: int, since: int) -> None:

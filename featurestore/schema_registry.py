@@ -7,8 +7,9 @@ import json
 import logging
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from featurestore.confluent import loader_of
 from featurestore.errors import ConfigError, UnavailableError
@@ -48,25 +49,42 @@ class SchemaRegistry:
         return self._loaders
 
     def _asked(self, number: int) -> Loads | None:
-        request = urllib.request.Request(f"{self.address}/schemas/ids/{number}", headers=self._headers)  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as reply:  # noqa: S310 - the scheme was looked at
-                told = json.load(reply)
-            return loader_of(told.get("schemaType", "AVRO"), told["schema"])
-        except urllib.error.HTTPError as error:
-            with error:
-                self._look_at(number, error)
-            return None
-        except (OSError, json.JSONDecodeError) as error:
-            raise UnavailableError(f"cannot reach the schema registry at {self.address}: {error}") from error
+            told = self._get(f"schemas/ids/{number}")
+            kind = told.get("schemaType", "AVRO")
+            imports: dict[str, str] = {}
+            if kind != "JSON":  # which is read without its schema
+                self._refer(told, imports)
+            return loader_of(kind, told["schema"], imports)
         except (ValueError, KeyError, TypeError) as error:
-            _log.warning("schema %d at %s: %s", number, self.address, error)
+            _log.warning("a schema cannot be used", extra={"registry": self.address, "schema": number, "error": error})
             return None
 
-    def _look_at(self, number: int, error: urllib.error.HTTPError) -> None:
-        """Raise what the answer comes to, unless it says that there is no such schema."""
-        if error.code in (401, 403):
-            raise ConfigError(f"the schema registry at {self.address} refuses these credentials (HTTP {error.code})")
-        if error.code != 404:
-            raise UnavailableError(f"the schema registry at {self.address} cannot serve: HTTP {error.code}")
-        _log.warning("the schema registry at %s has no schema %d", self.address, number)
+    def _refer(self, told: Mapping[str, Any], texts: dict[str, str]) -> None:
+        """Add the texts of what a schema refers to, by name, each after those that it refers to itself."""
+        for reference in told.get("references", ()):
+            name, subject, version = itemgetter("name", "subject", "version")(reference)
+            if name not in texts:
+                found = self._get(f"subjects/{quote(subject, safe='')}/versions/{int(version)}")
+                self._refer(found, texts)
+                texts[name] = found["schema"]
+
+    def _get(self, path: str) -> Any:  # noqa: ANN401
+        """What the registry has at a path; ValueError: nothing."""
+        request = urllib.request.Request(f"{self.address}/{path}", headers=self._headers)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as reply:  # noqa: S310 - the scheme was looked at
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refused(path, error.code) from error
+        except (OSError, json.JSONDecodeError) as error:
+            raise UnavailableError(f"cannot reach the schema registry at {self.address}: {error}") from error
+
+    def _refused(self, path: str, status: int) -> Exception:
+        """What an answer with an error comes to."""
+        if status in (401, 403):
+            return ConfigError(f"the schema registry at {self.address} refuses these credentials (HTTP {status})")
+        if status == 404:
+            return ValueError(f"there is no {path}")
+        return UnavailableError(f"the schema registry at {self.address} cannot serve: HTTP {status}")

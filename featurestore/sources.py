@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from featurestore.joined import Joined
 
 PARTITIONERS = ("murmur2", "crc32")
-FORMATS = ("json", "msgpack", "csv", "arrow", "avro", "json_schema")
+FORMATS = ("json", "msgpack", "csv", "arrow", "avro", "json_schema", "protobuf")
 
 ROW_BITS = 20
 """Of the offset of an event whose record holds several: it is the record's, shifted, and the event's row in it."""
@@ -38,13 +38,14 @@ class Source:
     and the `key` columns must be there in every event; any other column may be null. `lateness` is how long an event
     may come after newer ones of its partition and still be folded; an event more than `max_lead` in the future is
     quarantined. `derive` adds columns computed per row by Polars expressions. `partitioner` names the one that
-    producers use, so that a lookup by key reads one partition.
+    producers use, so that a lookup by key reads one partition, and one more for each of `grown_from`: the numbers of
+    partitions that the topic had before some were added.
 
     `format` is that of a record: "json", "msgpack", "csv" (a line, its fields in the schema's order), or "arrow" (a
-    stream of Arrow's IPC format, each row of which is an event); "avro" and "json_schema" are those of Confluent's wire
-    format, whose schemas a registry has. `fields` says where a column is found that does not go by its own name: the
-    path to it, such as "payment.amount", or several, of which the first that is there counts. `headers` names the
-    record header that holds a column which is not in the record itself.
+    stream of Arrow's IPC format, each row of which is an event); "avro", "json_schema" and "protobuf" are those of
+    Confluent's wire format, whose schemas a registry has. `fields` says where a column is found that does not go by its
+    own name: the path to it, such as "payment.amount", or several, of which the first that is there counts. `headers`
+    names the record header that holds a column which is not in the record itself.
 
     `id` is a column that tells events apart, text or integers: an event whose id one of the `dedup` records before it
     in its partition bore is a repeat, and left out (see `repeats.Repeats`).
@@ -58,6 +59,7 @@ class Source:
     max_lead: str = "5m"
     derive: Mapping[str, Expressions] = field(default_factory=dict)
     partitioner: str | None = None
+    grown_from: Sequence[int] = ()
     format: str = "json"
     fields: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -90,6 +92,12 @@ class Source:
             raise DefinitionError(f"{here}: id {self.id!r} must be str or int in the schema, not {types[self.id]}")
         if not isinstance(self.dedup, int) or self.dedup < 1:
             raise DefinitionError(f"{here}: dedup says how many records back an id counts, not {self.dedup!r}")
+        if self.grown_from and self.partitioner is None:
+            raise DefinitionError(f"{here}: without a partitioner all partitions are read; leave grown_from out")
+        if not all(isinstance(count, int) and count > 0 for count in self.grown_from):
+            raise DefinitionError(
+                f"{here}: grown_from lists numbers of partitions, such as [4], not {self.grown_from!r}"
+            )
         if self.format not in FORMATS:
             raise DefinitionError(f"{here}: format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if self.fields and self.format == "csv":
@@ -123,7 +131,7 @@ class Source:
     @property
     def registered(self) -> bool:
         """Whether records name schemas that a registry has."""
-        return self.format in ("avro", "json_schema")
+        return self.format in ("avro", "json_schema", "protobuf")
 
     @cached_property
     def body(self) -> Source:

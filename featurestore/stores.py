@@ -41,8 +41,9 @@ class Position:
 class Commit:
     """The result of folding the offsets `start` up to, not including, `next` of one partition into one view.
 
-    `entities` are encoded (`keys.encode_entity`), each once, with the state of each in `blobs`. `ttl` is in ms; None
-    keeps the states for ever. `first` says that nothing was stored before, so that `start` may be any offset.
+    `entities` are encoded (`keys.encode_entity`), each once, with the state of each in `blobs`; those in `erased` have
+    none any more. `ttl` is in ms; None keeps the states for ever. `first` says that nothing was stored before, so that
+    `start` may be any offset.
     """
 
     view_key: str
@@ -56,6 +57,7 @@ class Commit:
     blobs: Sequence[bytes]
     ttl: int | None = None
     first: bool = False
+    erased: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,10 @@ class OnlineStore(Protocol):
 
     async def positions(self, view_key: str, topic: str, partitions: int) -> list[Position | None]:
         """Positions on partitions 0 up to `partitions`; raises `FormatError` as `claim` does."""
+        ...
+
+    async def erase(self, view_key: str, topic: str, partition: int, entities: Sequence[bytes]) -> int:
+        """Delete states of a view that nobody folds any more; returns how many there were."""
         ...
 
     async def drop(self, view_key: str, topic: str, partition: int) -> None:
@@ -173,7 +179,5 @@ def check_commits(commits: Sequence[Commit]) -> None:
     for commit in commits:
         if len(commit.entities) != len(commit.blobs):
             raise StateError(f"view {commit.view_key}: {len(commit.entities)} entities but {len(commit.blobs)} states")
-        if len(commit.entities) > MAX_STATES:
-            raise StateError(
-                f"view {commit.view_key}: {len(commit.entities)} states in one commit, at most {MAX_STATES}"
-            )
+        if (count := len(commit.entities) + len(commit.erased)) > MAX_STATES:
+            raise StateError(f"view {commit.view_key}: {count} states in one commit, at most {MAX_STATES}")

@@ -42,6 +42,17 @@ class Values(Sequence[V]):
         buffer = np.frombuffer(b"".join(value or b"" for value in values), np.uint8)
         return cls(buffer, ends - np.maximum(lengths, 0), lengths)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Sequence[V]]) -> Values[V]:
+        """All values of the parts, of which there is at least one, one part after the other."""
+        several: list[Values[V]] = [cls.of(part) for part in parts]
+        if len(several) == 1:
+            return several[0]
+        begins = np.cumsum([0, *(len(part.buffer) for part in several)])
+        starts = [part.starts + begin for part, begin in zip(several, begins, strict=False)]
+        lengths = [part.lengths for part in several]
+        return cls(*map(np.concatenate, ([part.buffer for part in several], starts, lengths)))
+
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -67,6 +78,11 @@ class Values(Sequence[V]):
 
     def __repr__(self) -> str:
         return f"Values({list(self)!r})"
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the strings have together."""
+        return int(np.maximum(self.lengths, 0).sum())
 
     def taken(self, rows: NDArray[np.int64]) -> Values[V]:
         """The strings at these places."""

@@ -9,6 +9,7 @@ that holds it.
 from __future__ import annotations
 
 import fcntl
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -21,9 +22,11 @@ from featurestore.errors import ConfigError, FormatError
 from learner import snapshot
 from learner.inputs import Inputs, Options, Place, topics
 from learner.loop import ServiceLoop
-from learner.reader import Reader, Say, wait_for_topics
+from learner.reader import Reader, wait_for_topics
 from learner.service import Service
 from learner.store import CHAMPION, ModelStore
+
+_log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.02
 _SHOW_SECONDS = 1.0
@@ -126,13 +129,13 @@ class LiveLearner:
         return {"learner": self.loop.dump(), "places": rows}
 
 
-def run(learners: Sequence[LiveLearner], kafka: str, stop: Event, say: Say) -> None:
+def run(learners: Sequence[LiveLearner], kafka: str, stop: Event) -> None:
     """Learn until told to stop or, with `until_end`, until all is done; then leave a snapshot and publish.
 
     Waits for Kafka and for topics that are not there. GapError: Kafka no longer has what comes next.
     """
     wanted = {topic for learner in learners for topic in topics(learner.service)}
-    partitions = wait_for_topics(kafka, wanted, stop, say)
+    partitions = wait_for_topics(kafka, wanted, stop)
     if partitions is None:
         return
     with ExitStack() as stack:
@@ -140,9 +143,9 @@ def run(learners: Sequence[LiveLearner], kafka: str, stop: Event, say: Say) -> N
         for learner in learners:
             labels = learner.service.label.source
             headers = [labels.name] if labels.headers else []
-            reader = Reader(kafka, learner.begin(partitions), say, headers)
+            reader = Reader(kafka, learner.begin(partitions), headers)
             pairs.append((learner, stack.enter_context(closing(reader))))
-        say(f"learning {', '.join(learner.service.name for learner in learners)}")
+        _log.info("learning", extra={"services": [learner.service.name for learner in learners]})
         while not stop.is_set() and not all(learner.inputs.finished for learner in learners):
             busy = [learner.turn(reader, time.monotonic(), _wall()) for learner, reader in pairs]
             if not any(busy):

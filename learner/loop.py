@@ -64,7 +64,7 @@ class ServiceLoop:
         self._columns = np.array([service.inputs.index(name) for name in windowless], np.int64)
         self._rows: Floats = np.empty((0, width))  # joined, and not learnt yet
         self._labels: Floats = np.empty(0)
-        self._learnt = self._learnt_true = 0
+        self._learnt = self._learnt_true = self._unscored = 0
 
     def step(self, predictions: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
         """Take rows in the order of `_step`, which runs through both frames; on a tie predictions go first.
@@ -73,11 +73,12 @@ class ServiceLoop:
         `predictions` has a number or null for each of `service.inputs`; `labels` have `value`, 0 or 1 or null. Rows
         below `positions` are ignored; moving those is up to the caller (`advance`).
         A column `probability` of `predictions`, if there is one, says what was answered, by whatever model served: that
-        is stored and scored as the model's, and the model itself is not asked.
+        is stored and scored as the model's, and the model itself is not asked. Where it is null nothing was answered:
+        the label is learnt and nothing is scored.
 
         Returns a row for each prediction: `id`, `_partition`, `_offset`, `_time`, `probability`, `prediction` (at 0.5),
         `prior`, `without_windows`, `model_version`. Raises DataError for frames that lack a column, or whose
-        `probability` is none.
+        `probability` is neither null nor one.
         """
         predictions = self._unseen(predictions, self.service.on.name, self.service.inputs)
         labels = self._unseen(labels, self.service.label.source.name, ("value",))
@@ -121,6 +122,7 @@ class ServiceLoop:
             "labels_held": join.held,
             "labels_null": join.null,
             "labels_learnt": self._learnt,
+            "labels_unscored": self._unscored,
             "predictions_duplicate": join.duplicates,
             "predictions_without_id": join.unnamed,
             "auc": scores["model"].auc,
@@ -149,6 +151,7 @@ class ServiceLoop:
             "join": self._join.dump(),
             "rows": self._rows,
             "labels": self._labels,
+            **({"unscored": self._unscored} if self._unscored else {}),
         }
 
     @classmethod
@@ -170,6 +173,7 @@ class ServiceLoop:
         loop.scores = {name: Scores.load(state["scores"][name]) for name in SCORES}
         loop._join = LabelJoin.load(state["join"], hold=hold)
         loop._rows, loop._labels = state["rows"], state["labels"]
+        loop._unscored = state.get("unscored", 0)
         return loop
 
     def _unseen(self, frame: pl.DataFrame, topic: str, columns: Sequence[str]) -> pl.DataFrame:
@@ -193,11 +197,12 @@ class ServiceLoop:
         if _SERVED not in predictions.columns or _SERVED in self.service.inputs:
             return None
         column = predictions[_SERVED]
-        if not column.is_between(0, 1).all(ignore_nulls=False):
+        if not column.is_between(0, 1).all():
             raise DataError(
-                f"service {self.service.name!r}: a column {_SERVED!r} must hold a number from 0 to 1 in every row"
+                f"service {self.service.name!r}: a column {_SERVED!r} must hold numbers from 0 to 1, or null where the "
+                "model did not answer"
             )
-        return column.to_numpy()
+        return column.fill_null(np.nan).to_numpy()
 
     def _match(self, predictions: pl.DataFrame, labels: pl.DataFrame) -> _Matches:
         """Join labels to predictions in order; only ids and times are looked at."""
@@ -231,10 +236,15 @@ class ServiceLoop:
         )
 
     def _score(self, stored: Floats, labels: Floats) -> None:
-        """Score stored predictions [n, f + 3] by their labels and put them into the micro-batch."""
+        """Score stored predictions [n, f + 3] by their labels and put them into the micro-batch.
+
+        Where the model did not answer none of the three is scored: they are compared over the same events.
+        """
         width = len(self.service.inputs)
+        answered = ~np.isnan(stored[:, width])
         for at, scores in enumerate(self.scores.values()):
-            scores.update(np.ascontiguousarray(stored[:, width + at]), labels)
+            scores.update(stored[answered, width + at], labels[answered])
+        self._unscored += len(labels) - int(answered.sum())
         self._rows = np.concatenate([self._rows, stored[:, :width]])
         self._labels = np.concatenate([self._labels, labels])
 
@@ -249,13 +259,14 @@ class ServiceLoop:
 
 
 def _answers(predictions: pl.DataFrame, result: Floats, versions: NDArray[np.int64]) -> pl.DataFrame:
+    probability = pl.Series(result[:, 0]).fill_nan(None)
     return predictions.select(
         "id",
         "_partition",
         "_offset",
         "_time",
-        pl.Series("probability", result[:, 0]),
-        pl.Series("prediction", result[:, 0] >= 0.5),
+        probability.alias("probability"),
+        (probability >= 0.5).alias("prediction"),
         pl.Series("prior", result[:, 1]),
         pl.Series("without_windows", result[:, 2]),
         pl.Series("model_version", versions),

@@ -6,7 +6,8 @@ and what was learnt from it lie in one snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -17,8 +18,7 @@ from featurestore.align import Partition
 from featurestore.errors import GapError, UnavailableError
 from featurestore.headers import Headers
 
-Say = Callable[[str], None]
-"""Tells the user something, in one line."""
+_log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 2.0
 _PAUSE_SECONDS = 0.5
@@ -40,11 +40,9 @@ class Records:
 class Reader:
     """Reads partitions from given offsets on (None: from the oldest record there is), committed transactions only."""
 
-    def __init__(
-        self, kafka: str, starts: Mapping[Partition, int | None], say: Say, headers: Collection[str] = ()
-    ) -> None:
+    def __init__(self, kafka: str, starts: Mapping[Partition, int | None], headers: Collection[str] = ()) -> None:
         """`headers`: the topics of which records' headers are wanted."""
-        self._kafka, self._say, self._headers = kafka, say, headers
+        self._kafka, self._headers = kafka, headers
         self._away = False
         self._short = 0  # how many times in a row a partition was found to end before its start
         self._next = {place: start or 0 for place, start in starts.items()}
@@ -91,7 +89,7 @@ class Reader:
                 self._refused(error, message)
         if found and self._away:
             self._away = False
-            self._say(f"Kafka at {self._kafka} answers again")
+            _log.warning("Kafka answers again", extra={"kafka": self._kafka})
         return list(found.values())
 
     def lag(self) -> dict[str, int]:
@@ -127,7 +125,7 @@ class Reader:
         """Told by the client when it lost Kafka; it tries again by itself."""
         if not self._away:
             self._away = True
-            self._say(f"lost Kafka at {self._kafka}, trying again ({error.str()})")
+            _log.warning("lost Kafka, trying again", extra={"kafka": self._kafka, "error": error.str()})
 
     def _refused(self, error: KafkaError, message: Message) -> None:
         where = f"{message.topic()}[{message.partition()}]"
@@ -144,26 +142,26 @@ def _gap(where: str, why: str) -> GapError:
     )
 
 
-def wait_for_topics(kafka: str, topics: Collection[str], stop: Event, say: Say) -> dict[str, int] | None:
+def wait_for_topics(kafka: str, topics: Collection[str], stop: Event) -> dict[str, int] | None:
     """The number of partitions of each topic, as soon as all are there; None when told to stop before.
 
     Says in a line what it waits for, once.
     """
     admin = AdminClient({"bootstrap.servers": kafka, "log_level": 0})
-    said = ""
+    said: tuple[str, object] | None = None
     while not stop.is_set():
         try:
             there = admin.list_topics(timeout=_ASK_SECONDS).topics
         except KafkaException as error:
-            reason = f"cannot reach Kafka at {kafka}, trying again ({error.args[0].str()}); `onceflow up` starts one"
+            reason = "cannot reach Kafka, trying again; `onceflow up` starts one", {"error": error.args[0].str()}
         else:
             ready = {name: len(topic.partitions) for name, topic in there.items() if _is_led(topic.partitions.values())}
             missing = sorted(set(topics) - set(ready))
             if not missing:
                 return {name: ready[name] for name in topics}
-            reason = f"waiting for {', '.join(missing)} on Kafka at {kafka}: a worker or a producer makes them"
+            reason = "waiting for topics, which a worker or a producer makes", {"topics": missing}
         if reason != said:
-            say(reason)
+            _log.warning(reason[0], extra={"kafka": kafka, **reason[1]})
             said = reason
         stop.wait(_PAUSE_SECONDS)
     return None

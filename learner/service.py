@@ -74,7 +74,8 @@ class Service:
     views that only derived features see. `id` is the column of `on` that the labels name. `model` is a River
     classifier, taken as a pattern: the service's own starts from nothing. It learns from `batch` labels at a time, one
     by one in the order of their arrival. Features are those right after the event was folded in, or with `before=True`
-    right before.
+    right before. `budget` ("200ms") is how long a live worker waits for the model at a time: events that have no answer
+    by then are published with their features and no prediction. In a replay the model takes what time it needs.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Service:
     reads: Sequence[View] = ()
     batch: int = 512
     before: bool = False
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -99,6 +101,10 @@ class Service:
             raise self._error(f"there is no id column {self.id!r} in {self.on.name!r}; {hint}")
         if not isinstance(self.batch, int) or self.batch < 1:
             raise self._error(f"batch must be a whole number from 1 on, not {self.batch!r}; 512 is a good start")
+        try:
+            _ = self.budget_ms
+        except DefinitionError as error:
+            raise self._error(f"budget: {error}") from None
         if not self.features:
             raise self._error("it has no features; give views, single features or columns of the event")
         try:
@@ -111,6 +117,11 @@ class Service:
     def feature_set(self) -> FeatureSet:
         """The inputs of the model, and how to compute them."""
         return FeatureSet(self.on, self.features, self.reads)
+
+    @property
+    def budget_ms(self) -> int | None:
+        """How long a live worker waits for the model, in ms; None: until it has answered."""
+        return None if self.budget is None else milliseconds(self.budget)
 
     @property
     def views(self) -> tuple[View, ...]:

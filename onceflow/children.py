@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,13 +101,12 @@ def _start_on(program: Program, port: int, directory: Path) -> tuple[subprocess.
             text=True,
             start_new_session=True,
         )
-    try:
+    with ExitStack() as undo:
+        undo.callback(_stop, guard)
         assert guard.stdout is not None
         pid = int(guard.stdout.readline() or 0)
         _wait_until_ready(program, port, guard, log)
-    except BaseException:
-        _stop(guard)
-        raise
+        undo.pop_all()
     return guard, Server(program.name, HOST, port, pid, log)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,11 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from onceflow.escaping import redacted
+from onceflow.stopping import ends_when_told
+
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+_LASTING = ("up", "worker", "learn", "serve", "run")
 
 
 class _Commands(TyperGroup):
@@ -23,8 +28,8 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except _known_errors() as error:
-            typer.echo(f"onceflow: {error}", err=True)
-            raise typer.Exit(_exit_code(error)) from None
+            typer.echo(f"onceflow: {redacted(str(error))}", err=True)
+            raise typer.Exit(exit_code(error)) from None
 
 
 def _known_errors() -> tuple[type[Exception], ...]:
@@ -32,7 +37,8 @@ def _known_errors() -> tuple[type[Exception], ...]:
     return (errors.OnceflowError,) if errors else ()
 
 
-def _exit_code(error: Exception) -> int:
+def exit_code(error: Exception) -> int:
+    """How the process ends after this error."""
     errors = sys.modules["featurestore.errors"]
     return MISUSED if isinstance(error, errors.ConfigError | errors.DefinitionError) else FAILED
 
@@ -56,7 +62,8 @@ def main() -> None:
 
 
 def _run(command: str, **options: Any) -> None:  # noqa: ANN401 - the signatures below type them
-    code = import_module(f"onceflow.commands.{command}").run(**options)
+    with ends_when_told() if command in _LASTING else nullcontext():
+        code = import_module(f"onceflow.commands.{command}").run(**options)
     if code:
         raise typer.Exit(code)
 
@@ -182,6 +189,19 @@ def status(
 ) -> None:
     """Show how far each view has come, its lag, and what was set aside."""
     _run("status", module=module, sizes=sizes, json=json)
+
+
+@app.command(epilog="Example: onceflow forget card c42 -m features --yes")
+def forget(
+    *,
+    entity: Annotated[str, typer.Argument(help="The entity's name, as the definitions have it.")],
+    keys: Annotated[list[str], typer.Argument(help="Which one: a value per key column.")],
+    module: Module,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; else only show what would be sent.")] = False,
+    json: Json = False,
+) -> None:
+    """Erase an entity from Redis, the mirror and the archive."""
+    _run("forget", entity=entity, keys=keys, module=module, yes=yes, json=json)
 
 
 @app.command(epilog="Example: onceflow dlq show transactions --error type --limit 5")

@@ -188,7 +188,7 @@ def _live(
         asyncio.run(publisher.flush())
         _wait_for(lambda: _metrics(port).get("events", 0.0) >= len(records), worker)
         after = _metrics(port)
-    fresh = {float(k[6:]): after[k] - before.get(k, 0.0) for k in after if k.startswith("fresh:")}
+    fresh = {1_000 * float(k[6:]): after[k] - before.get(k, 0.0) for k in after if k.startswith("fresh:")}
     outcome.numbers |= {f"freshness_p{q}_ms": _quantile(fresh, q / 100) for q in (50, 99)}
 
 
@@ -231,7 +231,7 @@ def _metrics(port: int) -> dict[str, float]:
     out: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name == "onceflow_freshness_ms_bucket":
+            if sample.name == "onceflow_freshness_seconds_bucket":
                 out[f"fresh:{sample.labels['le']}"] = sample.value
             elif set(sample.labels) <= {"service"}:
                 out[sample.name.removeprefix("onceflow_").removeprefix("service_").removesuffix("_total")] = (

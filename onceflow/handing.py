@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from rich.progress import Progress
 from batch.grafts import Kept, Older, older, take_over
 from batch.handover import hand_over
 from featurestore.definitions import View
+from featurestore.forgotten import Forgotten
 from featurestore.online import connect
 from featurestore.registry import Registry
 from featurestore.stores import OnlineStore
@@ -32,7 +33,12 @@ def find_older(view: View, ends: Mapping[int, int]) -> Older:
 
 
 def hand_over_online(
-    view: View, older_one: Older, events: pl.DataFrame, ends: Mapping[int, int], progress: Progress
+    view: View,
+    older_one: Older,
+    events: pl.DataFrame,
+    ends: Mapping[int, int],
+    forgotten: Mapping[int, Sequence[Forgotten]],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Write the view's states, and say what was written, kept and folded anew."""
     task = progress.add_task(f"{view.name} -> Redis", total=len(events))
@@ -41,7 +47,7 @@ def hand_over_online(
     async def work(store: OnlineStore) -> dict[str, Any]:
         kept: Kept | str = older_one.reason
         if older_one.graft is not None:
-            kept = await take_over(older_one.graft, events, ends, store, owner=owner, now=now)
+            kept = await take_over(older_one.graft, events, ends, store, owner=owner, now=now, forgotten=forgotten)
         done = await hand_over(
             view,
             events,
@@ -49,6 +55,7 @@ def hand_over_online(
             store,
             owner=owner,
             now=now,
+            forgotten=forgotten,
             progress=lambda count: progress.update(task, completed=count),
         )
         if isinstance(kept, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from featurestore import ConfigError
+from featurestore.align import Partition
 from learner.live import LiveLearner
 from onceflow.services import ReplayService
 from streams.processor import Processor
@@ -30,29 +31,54 @@ _SERVICE_NUMBERS = (
     "model_version",
 )
 
+#: Counters of a worker: name, meaning, value.
+_COUNTS: tuple[tuple[str, str, Callable[[Stats], int]], ...] = (
+    ("events", "Events folded and stored", lambda stats: stats.events),
+    ("predictions", "Predictions made", lambda stats: stats.predictions),
+    ("states", "Entity states written", lambda stats: stats.states),
+    ("late", "Events too late for every window", lambda stats: stats.late),
+    ("repeats", "Events left out, for their id came before", lambda stats: stats.repeats),
+    ("pairs", "Pairs made by joins", lambda stats: stats.pairs),
+    ("unpaired", "Events too many to wait for a pair", lambda stats: stats.unpaired),
+    ("fetched_bytes", "Bytes of keys and values from Kafka, unpacked", lambda stats: stats.fetched_bytes),
+    ("state_cache_hits", "Entities of a turn whose states were in memory", lambda stats: stats.cache_hits),
+    ("state_cache_misses", "Entities of a turn that Redis was asked for", lambda stats: stats.cache_misses),
+)
+
 
 class WorkerCollector(Collector):
     """Reads a worker's counters whenever Prometheus asks."""
 
-    def __init__(self, stats: Stats, processors: Sequence[Processor]) -> None:
+    def __init__(
+        self, stats: Stats, processors: Sequence[Processor], lag: Callable[[], Mapping[Partition, int]]
+    ) -> None:
         self._stats = stats
+        self._lag = lag
         self._services = [processor for processor in processors if isinstance(processor, ReplayService)]
 
     def collect(self) -> Iterable[Metric]:
         """The metrics as they are now."""
         stats = self._stats
-        yield CounterMetricFamily("onceflow_events", "Events folded and stored", value=stats.events)
-        yield CounterMetricFamily("onceflow_predictions", "Predictions made", value=stats.predictions)
-        yield CounterMetricFamily("onceflow_states", "Entity states written", value=stats.states)
-        yield CounterMetricFamily("onceflow_late", "Events too late for every window", value=stats.late)
-        yield CounterMetricFamily("onceflow_pairs", "Pairs made by joins", value=stats.pairs)
-        yield CounterMetricFamily("onceflow_unpaired", "Events too many to wait for a pair", value=stats.unpaired)
-        yield CounterMetricFamily("onceflow_repeats", "Events left out, for their id came before", value=stats.repeats)
+        for name, says, value in _COUNTS:
+            yield CounterMetricFamily(f"onceflow_{name}", says, value=value(stats))
+        missing = CounterMetricFamily(
+            "onceflow_unanswered", "Events that the model had no time for, by service", labels=["service"]
+        )
+        for service, count in list(stats.unanswered.items()):
+            missing.add_metric([service], count)
+        yield missing
         rejected = CounterMetricFamily("onceflow_rejected", "Records quarantined, by reason", labels=["reason"])
         for reason, count in list(stats.rejected.items()):
             rejected.add_metric([reason], count)
         yield rejected
-        yield GaugeMetricFamily("onceflow_stream_time_ms", "Newest event time", value=stats.stream_time or 0)
+        lag = GaugeMetricFamily("onceflow_lag_records", "Records still to be stored", labels=["topic", "partition"])
+        for (topic, partition), count in self._lag().items():
+            lag.add_metric([topic, str(partition)], count)
+        yield lag
+        newest = GaugeMetricFamily("onceflow_stream_timestamp_seconds", "Newest event time")
+        if stats.stream_time is not None:
+            newest.add_metric([], stats.stream_time / 1000)
+        yield newest
         yield from _histograms(stats)
         yield from _service_metrics([service.summary for service in self._services])
 
@@ -61,11 +87,13 @@ def _histograms(stats: Stats) -> Iterable[Metric]:
     spent = HistogramMetricFamily("onceflow_stage_seconds", "Time that a stage of a turn took", labels=["stage"])
     for stage, counts in list(stats.stages.items()):
         spent.add_metric([stage], _buckets(SECONDS, counts), stats.seconds[stage])
+    batches = HistogramMetricFamily("onceflow_batch_records", "Records that one fetch brought of a partition")
+    batches.add_metric([], _buckets(SIZES, stats.batches), stats.records)
     sizes = HistogramMetricFamily("onceflow_turn_events", "Events that were folded and stored together")
     sizes.add_metric([], _buckets(SIZES, stats.sizes), stats.events)
-    fresh = HistogramMetricFamily("onceflow_freshness_ms", "From reaching Kafka until readable, ms")
-    fresh.add_metric([], _buckets(BOUNDS, stats.freshness), sum_value=None)
-    return spent, sizes, fresh
+    fresh = HistogramMetricFamily("onceflow_freshness_seconds", "From an event's reaching Kafka until it can be read")
+    fresh.add_metric([], _buckets(BOUNDS / 1000, stats.freshness), stats.freshness_sum / 1000)
+    return spent, batches, sizes, fresh
 
 
 def _buckets(bounds: NDArray[Any], counts: NDArray[np.int64]) -> list[tuple[str, float]]:

@@ -32,6 +32,11 @@ class Command:
         """Whether it has ended."""
         return self.guard.poll() is not None
 
+    def tell_to_stop(self) -> None:
+        """Let it stop as SIGTERM does, and do not wait."""
+        assert self.guard.stdin is not None
+        self.guard.stdin.close()  # which the guard takes as the end
+
     def wait(self, seconds: float | None = None) -> None:
         """Wait for its end; OnceflowError, with its last lines, when it failed."""
         if self.guard.wait(seconds) != 0:
@@ -59,14 +64,14 @@ def running(arguments: Sequence[str], log: Path, environment: Mapping[str, str])
         guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD), str(STOP_SECONDS), sys.executable, "-m", "onceflow", *arguments],
             stdin=subprocess.PIPE,
-            stdout=output,
+            stdout=subprocess.DEVNULL,  # where it tells a process id
             stderr=output,
             env={**os.environ, **environment},
             start_new_session=True,  # Ctrl-C comes to this process, which stops the others in order
         )
+    command = Command(arguments[0], guard, log)
     try:
-        yield Command(arguments[0], guard, log)
+        yield command
     finally:
-        assert guard.stdin is not None
-        guard.stdin.close()  # which the guard takes as the end
+        command.tell_to_stop()
         guard.wait()

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from featurestore.errors import ConfigError, DataError, UnavailableError
 
@@ -125,8 +125,26 @@ def ensure_topics(address: str, topics: Mapping[str, int]) -> None:
                 raise UnavailableError(
                     f"Kafka at {address} did not create topic {name!r}: {error.args[0].str()}"
                 ) from None
+    _wait_for(admin, address, dict.fromkeys(topics, 1))
+
+
+def add_partitions(address: str, topics: Mapping[str, int]) -> None:
+    """Bring topics to their numbers of partitions. UnavailableError: Kafka cannot be reached, or refuses."""
+    admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
+    for name, done in admin.create_partitions([NewPartitions(*each) for each in topics.items()]).items():
+        try:
+            done.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.INVALID_PARTITIONS:  # another worker was faster
+                why = error.args[0].str()
+                raise UnavailableError(f"Kafka at {address} did not add partitions to {name!r}: {why}") from None
+    _wait_for(admin, address, topics)
+
+
+def _wait_for(admin: AdminClient, address: str, topics: Mapping[str, int]) -> None:
+    """Return when every topic has a leader for each of its partitions, of which there are so many at least."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not set(topics) <= _led(admin, address):
+    while not all(_led(admin, address).get(name, 0) >= count for name, count in topics.items()):
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"Kafka at {address} has no leader for {', '.join(topics)} after 30 s: look at its log"
@@ -269,7 +287,8 @@ def _typed(rows: pl.LazyFrame, types: Mapping[str, str], path: Path) -> pl.LazyF
     return rows.select(columns)
 
 
-def _led(admin: AdminClient, address: str) -> set[str]:
+def _led(admin: AdminClient, address: str) -> dict[str, int]:
+    """By topic, how many partitions it has, where each has a leader."""
     try:
         topics = admin.list_topics(timeout=TIMEOUT_SECONDS / 3).topics
     except KafkaException:
@@ -277,7 +296,7 @@ def _led(admin: AdminClient, address: str) -> set[str]:
             f"Kafka at {address} cannot be reached: is it running? `onceflow up` starts one"
         ) from None
     return {
-        name
+        name: len(topic.partitions)
         for name, topic in topics.items()
         if topic.partitions and all(partition.leader >= 0 for partition in topic.partitions.values())
     }

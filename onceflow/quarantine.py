@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from featurestore import ConfigError, UnavailableError
 from onceflow.ends import asking, spans
+from onceflow.escaping import text_of
 from onceflow.reading import topic_partitions
 from streams.messages import HEADER_PREFIX
 
@@ -88,17 +89,3 @@ def _refused(message: Message) -> Refused:
     whole = headers.get("size", "") in ("", str(len(value or b"")))
     own = {name.removeprefix(HEADER_PREFIX): found for name, found in given if name.startswith(HEADER_PREFIX)}
     return Refused(error, detail, partition, offset, value, key, own, letter, whole)
-
-
-def text_of(value: bytes | str) -> str:
-    """Bytes as text; one that is no UTF-8 becomes a lone surrogate, so that no two values look the same."""
-    return value if isinstance(value, str) else value.decode(errors="surrogateescape")
-
-
-def escaped(text: str | bytes) -> str:
-    """The text in printable characters only: it can neither start a line nor steer a terminal.
-
-    A backslash is doubled, so that it is not taken for an escape.
-    """
-    plain = (char if char.isprintable() and char != "\\" else ascii(char)[1:-1] for char in text_of(text))
-    return "".join(plain)

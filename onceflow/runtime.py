@@ -13,14 +13,18 @@ from functools import partial
 
 from featurestore import UnavailableError, View
 from featurestore.confluent import Schemas
+from featurestore.erasures import told_before
 from featurestore.errors import ConfigError
+from featurestore.forgotten import mirror_revision, prediction_revision
+from featurestore.formats import check_installed
 from featurestore.joined import Joined
 from featurestore.online import connect
 from featurestore.schema_registry import SchemaRegistry
 from featurestore.sources import Source
 from learner.store import ModelStore
 from onceflow.modules import Definitions
-from onceflow.produce import ensure_topics
+from onceflow.names import worker_name
+from onceflow.produce import add_partitions, ensure_topics
 from onceflow.reading import admin_client, now_ms, topic_partitions
 from onceflow.services import LiveService, ReplayService
 from onceflow.settings import Settings
@@ -28,11 +32,12 @@ from onceflow.tails import sent_upto
 from streams.app import build_app, run
 from streams.messages import feature_topic, prediction_topic
 from streams.mirror import Decode, Mirror, decode_features, predictions_decoder
+from streams.options import Options
 from streams.processor import Processor
 from streams.publisher import Publisher
 from streams.stats import Stats
 from streams.transport import Delivery
-from streams.worker import Options, Worker
+from streams.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +52,12 @@ def views_of(definitions: Definitions) -> list[View]:
     return list({view.key: view for view in named}.values())
 
 
+def told_at(definitions: Definitions) -> list[tuple[View, str]]:
+    """Views with topics whose events name their entities: those of views of pairs, then where services read views."""
+    reads = [(view, service.on.name) for service in definitions.services.values() for view in service.views]
+    return [*told_before(views_of(definitions)), *reads]
+
+
 def wait_for_kafka(kafka: str) -> dict[str, int]:
     """The number of partitions of every topic there is, as soon as Kafka answers, however long that takes."""
     admin, said = admin_client(kafka), False
@@ -55,7 +66,7 @@ def wait_for_kafka(kafka: str) -> dict[str, int]:
             return topic_partitions(kafka, admin, ASK_SECONDS)
         except UnavailableError as error:
             if not said:
-                log.warning("%s; retrying", error)
+                log.warning("Kafka does not answer, trying again", extra={"kafka": kafka, "error": error})
                 said = True
             time.sleep(RETRY_SECONDS)
 
@@ -63,7 +74,8 @@ def wait_for_kafka(kafka: str) -> dict[str, int]:
 def prepare_topics(definitions: Definitions, settings: Settings, there: Mapping[str, int]) -> dict[str, int]:
     """Create the topics that the definitions need and that are not `there`; returns partitions by topic.
 
-    What is made from a source topic has as many partitions as it. ConfigError: topics that are joined differ in that.
+    What is made from a source topic has as many partitions as it, also after some were added to it. ConfigError: topics
+    that are joined differ in that.
     """
     sources = {view.source.name for view in views_of(definitions)} | set(definitions.sources)
     sources |= {s.name for service in definitions.services.values() for s in (service.on, service.label.source)}
@@ -77,6 +89,8 @@ def prepare_topics(definitions: Definitions, settings: Settings, there: Mapping[
     wanted |= {prediction_topic(s.name): there[s.on.name] for s in definitions.services.values()}
     if absent := wanted.keys() - there.keys():
         ensure_topics(settings.kafka, {name: wanted[name] for name in absent})
+    if smaller := {name: count for name, count in wanted.items() if there.get(name, count) < count}:
+        add_partitions(settings.kafka, smaller)
     return {**there, **wanted}
 
 
@@ -118,16 +132,25 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
         decode = predictions_decoder(service.inputs)
         grid = service.on.grid(settings.grid)
         feeds[prediction_topic(service.name)] = (f"predictions/{service.name}", decode, grid)
-    return Mirror(settings.data, feeds), list(feeds)
+    events = settings.data / "events"
+    revisions = {feature_topic(view): partial(mirror_revision, events, view) for view in views_of(definitions)}
+    for service in definitions.services.values():
+        grid = service.on.grid(settings.grid)
+        revisions[prediction_topic(service.name)] = partial(
+            prediction_revision, events, service.on, service.views, grid
+        )
+    return Mirror(settings.data, feeds, revisions), list(feeds)
 
 
 def schemas_of(definitions: Definitions, settings: Settings) -> Schemas | None:
-    """The schema registry, where a source needs one; ConfigError when it is not set then."""
-    if settings.schema_registry:
-        return SchemaRegistry(settings.schema_registry)
+    """The schema registry, where a source needs one; ConfigError when it is not set then, or formats cannot be read."""
     sources = [view.source for view in views_of(definitions)]
     sources += [source for service in definitions.services.values() for source in (service.on, service.label.source)]
     sources += [side for source in definitions.joins for side in source.sides]
+    for source in sources:
+        check_installed(source)
+    if settings.schema_registry:
+        return SchemaRegistry(settings.schema_registry)
     if named := next((source.name for source in sources if source.registered), None):
         raise ConfigError(f"source {named!r} needs a schema registry: set schema_registry to its address")
     return None
@@ -144,7 +167,10 @@ def build_worker(
     if definitions.joins and settings.mode == "replay" and not until_end:
         raise ConfigError("a replay makes the pairs of its joins before all else, and so must end: add --until-end")
     publisher = publisher or Publisher(settings.kafka)
-    partitions = prepare_topics(definitions, settings, wait_for_kafka(settings.kafka))
+    try:
+        partitions = prepare_topics(definitions, settings, wait_for_kafka(settings.kafka))
+    except UnavailableError:  # it went away in between, or it refuses, and then will again
+        partitions = prepare_topics(definitions, settings, wait_for_kafka(settings.kafka))
     mirror, feeds = mirror_of(definitions, settings)
     options = Options(
         replay=settings.mode == "replay",
@@ -153,6 +179,7 @@ def build_worker(
         chunk=settings.chunk,
         buffer=2 * settings.chunk,
         archive=settings.data / "events" if settings.archive else None,
+        forgotten=settings.data / "events",
         grid=settings.grid,
         memory=settings.memory_mb << 20,
     )
@@ -162,6 +189,7 @@ def build_worker(
         processors=processors_of(definitions, settings),
         joins=() if until_end else definitions.joins,
         sent=partial(sent_upto, settings.kafka),
+        named=told_at(definitions),
         partitions=partitions,
         store=connect(settings.redis, patience=None),
         publisher=publisher,
@@ -187,9 +215,10 @@ def _joining_first(worker: Worker, joins: Sequence[Joined], settings: Settings) 
             views=(),
             processors=(),
             joins=chosen,
+            named=[*((view, view.source.name) for view in worker.views), *worker.named],
             mirror=None,
             mirrored=(),
-            set_aside_later=frozenset(read),
+            read_later=frozenset(read),
             store=connect(settings.redis, patience=None),
             owner=secrets.token_hex(16),
             stats=Stats(),
@@ -236,5 +265,19 @@ def _run_one(worker: Worker, settings: Settings) -> bool:
         delivery=delivery,
         session_timeout_ms=settings.session_timeout_ms,
         alone=settings.alone or worker.options.until_end,
+        client=worker_name(),
     )
-    return run(app, worker.main)
+    log.info("the worker starts", extra=_told(worker, settings))
+    ended = run(app, worker.main)
+    log.info("the worker has stopped", extra={"events": worker.stats.events})
+    return ended
+
+
+def _told(worker: Worker, settings: Settings) -> dict[str, object]:
+    """What a worker says of itself when it starts."""
+    servers = {"kafka": settings.kafka, "redis": settings.redis}
+    made = {
+        "views": [view.name for view in worker.views],
+        "joins": [source.name for source in worker.joins],
+    }
+    return {**servers, "group": settings.group, "mode": settings.mode, **made}

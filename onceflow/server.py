@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from contextlib import suppress
 
-import typer
-
+from featurestore.errors import UnavailableError
 from featurestore.online import connect
 from learner.store import ModelStore
 from onceflow.modules import Definitions
-from onceflow.reading import build_reader, now_ms
+from onceflow.reading import admin_client, build_reader, now_ms, topic_partitions
 from onceflow.settings import Settings
 from serving.api import build_application
 from serving.http import serve
+from serving.reader import FeatureReader
+
+GROWTH_SECONDS = 10.0
+"""How often Kafka is asked whether topics have more partitions, as a worker does."""
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 1.0  # a caller would rather be told than wait
 
@@ -34,11 +41,22 @@ async def _serve(definitions: Definitions, settings: Settings) -> None:
         models=ModelStore(settings.data / "models"),
         now=now_ms,
     )
+    growing = asyncio.create_task(follow_growth(reader, settings.kafka))
     try:
         await serve(application, settings.http_host, settings.http_port, _say)
     finally:
+        growing.cancel()
         await store.close()
 
 
+async def follow_growth(reader: FeatureReader, kafka: str) -> None:
+    """Tell the reader of partitions that are added; while Kafka is away there are none."""
+    admin = admin_client(kafka)
+    while True:
+        await asyncio.sleep(GROWTH_SECONDS)
+        with suppress(UnavailableError):
+            reader.grow(await asyncio.to_thread(topic_partitions, kafka, admin))
+
+
 def _say(address: str) -> None:
-    typer.echo(f"serving at {address}")
+    _log.info("serving", extra={"address": address})

@@ -14,10 +14,14 @@ import polars as pl
 
 from featurestore.align import Chunk, Partition
 from featurestore.flow import Read
+from featurestore.predictions import TIMEOUT
 from learner import Service, snapshot
 from learner.loop import ServiceLoop
 from learner.store import CHAMPION, ModelStore
 from serving.predictor import META, Champion, model_rows, reads_of
+from serving.punctual import Punctual
+
+_WHY = pl.when(pl.col("probability").is_null()).then(pl.lit(TIMEOUT)).alias("_error")
 
 
 class _Predictor:
@@ -83,12 +87,21 @@ class ReplayService(_Predictor):
 
 
 class LiveService(_Predictor):
-    """Predicts with the champion of the model store, which may change under it at any time."""
+    """Predicts with the champion of the model store, which may change under it at any time.
+
+    Where the service has a budget, a chunk's events that the model has not answered by then are published without a
+    prediction, so that features never wait longer for it.
+    """
 
     def __init__(self, service: Service, store: ModelStore) -> None:
         super().__init__(service)
         self.sources = [service.on]
-        self._champion = Champion(service, store)
+        champion = Champion(service, store)
+        self._answers = champion.answers
+        if service.budget_ms is not None:
+            model = Punctual(champion.answers, service.budget_ms / 1000)
+            model.warm(champion.example)
+            self._answers = model.answers
 
     def positions(self) -> None:
         """None of its own: the online store keeps them."""
@@ -98,7 +111,8 @@ class LiveService(_Predictor):
         rows = self._rows(chunk, reads)
         if not len(rows):
             return rows
-        return _published(rows, self._champion.answers(rows))
+        made = _published(rows, self._answers(rows))
+        return made if self.service.budget is None else made.with_columns(_WHY)
 
     def checkpoint(self) -> Callable[[], None]:
         """Nothing is kept here."""

@@ -67,7 +67,10 @@ class Settings(BaseModel):
     http_port: Port = 6566
     metrics_port: Port = 0
     """The Prometheus port of a worker or a learner; 0 means none."""
-    log: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is worth a line in the log."""
+    log_format: Literal["console", "json"] = "console"
+    """Whether lines of the log are for people or for programs."""
 
 
 def load(directory: Path, environ: Mapping[str, str], **given: object) -> Settings:

@@ -78,8 +78,8 @@ class Application:
             answered = reply({"error": str(error)}, 400)
         except (UnavailableError, StateError, ConfigError) as error:
             answered = reply({"error": str(error)}, 503)
-        except Exception:  # noqa: BLE001 - one request's fault must not be another's
-            _log.exception("%s %s failed", method, template)
+        except Exception:  # noqa: BLE001 - the one supervisor: a request's fault must not be another's
+            _log.exception("a request failed", extra={"method": method, "route": template})
             answered = reply({"error": "the server failed; its log says why"}, 500)
         self._metrics.answered(template or "other", answered.status, time.perf_counter() - begun)
         return answered

@@ -45,8 +45,8 @@ class Predictions:
 
     def warm(self) -> None:
         """Have every model ready before the first caller has to wait for it."""
-        for name, champion in self._champions.items():
-            champion.answers(pl.DataFrame({key: [0.0] for key in self._services[name].inputs}))
+        for champion in self._champions.values():
+            champion.answers(champion.example)
 
     async def answer(self, name: str, body: bytes) -> Prediction | PredictResponse:
         """The prediction on an event, or those on `events`. Raises Refusal and DataError for what cannot be read."""

@@ -19,6 +19,9 @@ from learner.store import CHAMPION, ModelStore
 #: The columns that place an event in its topic and in merged order.
 META = ("_partition", "_offset", "_time", "_step")
 
+#: What a model says of a row.
+ANSWER = pl.Schema({"probability": pl.Float64, "prediction": pl.Boolean, "model_version": pl.Int64})
+
 
 def reads_of(service: Service) -> dict[View, Read]:
     """What a service reads at each of its events, by view."""
@@ -48,6 +51,11 @@ class Champion:
         self._service, self._store = service, store
         self._model: Model = compile_model(service.model, service.inputs)
         self.version = 0
+
+    @property
+    def example(self) -> pl.DataFrame:
+        """A row of inputs, to have the model ready before the first caller has to wait for it."""
+        return pl.DataFrame({name: [0.0] for name in self._service.inputs})
 
     def answers(self, rows: pl.DataFrame) -> pl.DataFrame:
         """probability, prediction and model_version for each row of inputs."""

@@ -18,10 +18,10 @@ from featurestore.errors import ConfigError, DataError, FormatError, StateError
 from featurestore.frames import feature_frame
 from featurestore.kernel import Inputs, Steps
 from featurestore.keys import encode_entity
+from featurestore.partitioners import places_of
 from featurestore.plan import compiled
 from featurestore.planned import Plan
 from featurestore.stores import OnlineStore, Request
-from serving.partitioners import key_text, partition_of
 
 Key: TypeAlias = tuple[str | int | bool | None, ...]
 
@@ -64,7 +64,7 @@ class FeatureReader:
             )
         self._views = {view.key: view for view in views}
         self._plans = {view.key: compiled(view) for view in views}
-        self._partitions = {view.key: partitions[view.source.name] for view in views}
+        self._counts = {view.key: [*view.source.grown_from, partitions[view.source.name]] for view in views}
         self._store, self._now, self._stream_time = store, now, stream_time
 
     async def read(self, lookups: Sequence[Lookup]) -> list[pl.DataFrame]:
@@ -82,7 +82,7 @@ class FeatureReader:
             key = lookup.view.key
             work = works.get(key)
             if work is None:
-                work = works[key] = _Work(self._plans[key], self._partitions[key])
+                work = works[key] = _Work(self._plans[key], self._counts[key])
             spans.append((key, work.add(lookup, clocks.get(key, 0)), len(lookup.keys)))
         requests = [work.requests() for work in works.values()]
         answers = iter(await self._store.read_many([request for group in requests for request in group]))
@@ -91,10 +91,17 @@ class FeatureReader:
         frames = {key: work.frame() for key, work in works.items()}
         return [frames[key].slice(begin, size) for key, begin, size in spans]
 
+    def grow(self, partitions: Mapping[str, int]) -> None:
+        """Take note of how many partitions each topic has by now: those that were added are read from now on."""
+        for key, counts in self._counts.items():
+            found = partitions.get(self._views[key].source.name, 0)
+            if found > counts[-1]:
+                self._counts[key] = [*counts, found]
+
     def warm(self) -> None:
         """Have the kernel compiled and every expression planned before the first caller has to wait for it."""
         for key, plan in self._plans.items():
-            work = _Work(plan, self._partitions[key])
+            work = _Work(plan, self._counts[key])
             work.add(Lookup(plan.view, [(0,)]), 0)
             [number] = work.state.number([encode_entity((0,))]).tolist()
             with suppress(FormatError):
@@ -111,7 +118,7 @@ class FeatureReader:
         return dict(zip(open_, found, strict=True))
 
     async def _stream_clock(self, view: View) -> int:
-        positions = await self._store.positions(view.key, view.source.name, self._partitions[view.key])
+        positions = await self._store.positions(view.key, view.source.name, self._counts[view.key][-1])
         return max((position.clock for position in positions if position is not None), default=0)
 
 
@@ -155,9 +162,10 @@ class _Round:
 class _Work:
     """All that is asked of one view in a round trip, and a scratch state to answer it from."""
 
-    def __init__(self, plan: Plan, partitions: int) -> None:
-        self._plan, self._partitions = plan, partitions
-        self.state = ViewState(plan, partitions)
+    def __init__(self, plan: Plan, counts: Sequence[int]) -> None:
+        """`counts`: the numbers of partitions that the topic had, and has."""
+        self._plan, self._counts = plan, counts
+        self.state = ViewState(plan, counts[-1])
         self._keys: dict[bytes, Key] = {}
         self._entities: list[bytes | None] = []
         self._times: list[int] = []
@@ -176,20 +184,16 @@ class _Work:
         return begin
 
     def requests(self) -> list[Request]:
-        """What to ask the store for: every entity once, on one partition where the key tells which."""
+        """What to ask the store for: every entity once, on those partitions that its key leads to."""
         view = self._plan.view
-        places: dict[int | None, list[bytes]] = {}
+        places: dict[tuple[int, ...], list[bytes]] = {}
         for entity, key in self._keys.items():
-            places.setdefault(self._place(view, key), []).append(entity)
-        return [
-            Request(view.key, view.source.name, range(self._partitions) if place is None else [place], entities)
-            for place, entities in places.items()
-        ]
+            places.setdefault(self._places(view, key), []).append(entity)
+        return [Request(view.key, view.source.name, its, entities) for its, entities in places.items()]
 
-    def _place(self, view: View, key: Key) -> int | None:
-        if view.source.partitioner is None or not view.keyed:
-            return None
-        return partition_of(view.source.partitioner, key_text(key), self._partitions)  # type: ignore[arg-type]
+    def _places(self, view: View, key: Key) -> tuple[int, ...]:
+        known = places_of(view.source.partitioner, key, self._counts) if view.keyed else None  # type: ignore[arg-type]
+        return tuple(range(self._counts[-1]) if known is None else sorted(known))
 
     def load(self, requests: Sequence[Request], answers: Sequence[list[list[bytes | None]]]) -> None:
         """Take the store's answers."""

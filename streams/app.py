@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import faust
@@ -27,6 +28,9 @@ __all__ = ["App", "Main", "build_app", "run", "run_app"]
 log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
 Receive = Callable[[Batch], Awaitable[None]]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SECONDS = 4.5
+"""Seconds that what is under way gets to be stored, once the process was told to stop."""
 REMIND = 30.0
 """Seconds until the same line about Kafka is logged again."""
 
@@ -89,6 +93,7 @@ def build_app(
     delivery: Delivery | None = None,
     session_timeout_ms: int = 10_000,
     instance: str | None = None,
+    client: str = "onceflow",
     alone: bool = False,
     credentials: Any = None,  # noqa: ANN401 - faust.SASLCredentials, faust.SSLCredentials and the like
 ) -> App:
@@ -97,8 +102,9 @@ def build_app(
     `kafka` is `host:port`, or several separated by commas. `receive` is called for one batch a topic at a time and
     must return soon: to slow a partition down, hold it. `session_timeout_ms` is how long a dead worker's partitions
     stay unowned. `instance` names this worker for Kafka (static membership): when it starts again within that
-    time it gets its partitions back at once, without a rebalance; two workers must not use one name. An app that is
-    `alone` takes all partitions without asking the group: it starts at once, also after it was killed.
+    time it gets its partitions back at once, without a rebalance; two workers must not use one name. `client` is only
+    what Kafka's tools show. An app that is `alone` takes all partitions without asking the group: it starts at once,
+    also after it was killed.
     """
     session = session_timeout_ms / 1000
     rebalance = max(2 * session, 20.0)
@@ -106,6 +112,7 @@ def build_app(
         group,
         broker=";".join(f"kafka-batch://{address.strip()}" for address in kafka.split(",")),
         broker_credentials=credentials,
+        broker_client_id=client,
         broker_session_timeout=session,
         broker_heartbeat_interval=session / 4,
         broker_rebalance_timeout=rebalance,
@@ -168,22 +175,44 @@ async def _live(app: App) -> None:
 
 
 def run(app: App, main: Main | None = None) -> bool:
-    """Run as `run_app` does, in an event loop of its own, until SIGINT or SIGTERM; a second signal stops at once.
+    """Run as `run_app` does, in an event loop of its own, until SIGINT or SIGTERM; returns whether neither ended it.
 
-    Returns whether it has ended without one.
+    What is still under way `STOP_SECONDS` later, or at a second signal, is given up: the process ends with exit code 1.
     """
-    return asyncio.run(_until_signalled(app, main))
+    told: list[int] = []  # before there was a loop that listens: what a handler raises would leave one half made
+    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in _SIGNALS}
+    try:
+        return asyncio.run(_until_signalled(app, main, told))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-async def _until_signalled(app: App, main: Main | None) -> bool:
+async def _until_signalled(app: App, main: Main | None, told: Sequence[int]) -> bool:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(run_app(app, main))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
+
+    def stop() -> None:
+        if task.cancelling():
+            _give_up()
+        task.cancel()
+        loop.call_later(STOP_SECONDS, _give_up)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop)
+    if told:
+        stop()
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()
     return not task.cancelled()
+
+
+def _give_up() -> None:
+    """End the process, whose threads may wait for a server that is away."""
+    log.error("told to stop, it could not store what was under way: who comes next does it again")
+    logging.shutdown()
+    os._exit(1)
 
 
 class _Broker(logging.Handler):
@@ -209,24 +238,27 @@ class _Broker(logging.Handler):
         """Pass on what is worth a line."""
         message = record.getMessage()
         if message.startswith(self.AWAY):
-            self._say(f"cannot reach Kafka at {self.kafka}, retrying")
+            self._say("cannot reach Kafka, trying again", kafka=self.kafka)
         elif not message.startswith(self.FOLLOWING):
-            self._say(f"{record.name}: {message}")
+            self._say(message, source=record.name)
 
-    def _say(self, message: str) -> None:
+    def _say(self, message: str, **fields: str) -> None:
         now = time.monotonic()
         if now - self.said.get(message, -REMIND) >= REMIND:
             self.said[message] = now
-            log.warning("%s", message)
+            log.warning(message, extra=fields)
 
 
 class _Service(logging.Handler):
-    """Passes Faust's warnings on, but for the report that each service makes of one failure: `run` raises it."""
+    """Passes Faust's warnings on, but for the report that each service makes of one failure: `run` raises it.
+
+    Nor is there a line for every commit that has to wait while a broker is away.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if "Crashed reason" not in message:
-            log.warning("%s: %s", record.name, message)
+        if "Crashed reason" not in message and "commit is overlapping" not in message:
+            log.warning(message, extra={"source": record.name})
 
 
 def _hear(kafka: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from faust import Schema
 from faust.types import TP
+
+from featurestore.values import Values
 
 __all__ = ["TP", "Batch", "BatchSchema", "Delivery"]
 
@@ -33,9 +35,16 @@ class Batch:
     values: Sequence[bytes | None]
     headers: Sequence[tuple[tuple[str, bytes], ...]] | None = None
     """One tuple of pairs a row; None unless the topic asks for headers."""
+    tombstones: Mapping[int, tuple[tuple[str, bytes], ...]] = field(default_factory=dict)
+    """The headers of rows without a value, for every topic."""
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, unpacked."""
+        return Values.of(self.keys).nbytes + Values.of(self.values).nbytes
 
 
 async def _from_the_beginning(_tps: frozenset[TP]) -> Mapping[TP, int | None]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaConnectionError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.transport.drivers import aiokafka as driver
@@ -47,6 +48,12 @@ def lost(tp: TP, position: int, first: int, end: int) -> StateError:
     )
 
 
+def _unasked(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Print nothing of a request that fails when nobody waits for it any more: aiokafka goes on with such a commit."""
+    if not isinstance(context.get("exception"), KafkaError):
+        loop.default_exception_handler(context)
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's thread, with batches for records, and patience with a broker that is away."""
 
@@ -57,6 +64,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         """Connect, however long that takes."""
+        self.thread_loop.set_exception_handler(_unasked)
         while not self.should_stop:
             try:
                 await super().on_start()
@@ -200,6 +208,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         for at in range(0, max(len(slab), 1), size):
             part = slice(at, at + size)
             stop = end if at + size >= len(slab) else int(slab.offsets[at + size])
+            empty = np.flatnonzero(slab.values.lengths[part] < 0).tolist()
             yield Batch(
                 tp.topic,
                 tp.partition,
@@ -210,6 +219,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                 slab.keys[part],
                 slab.values[part],
                 [headers_of(each) for each in slab.headers[part]] if headers else None,
+                {row: headers_of(slab.headers[at + row]) for row in empty},
             )
             start = stop
 
@@ -222,6 +232,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             log.debug("commit: %r", error)
             return False
         return True
+
+    def rejoin(self) -> None:
+        """Join the group once more. May be called from any thread."""
+        self.thread_loop.call_soon_threadsafe(self._ensure_consumer()._coordinator.request_rejoin)
 
     def wake(self) -> None:
         """Make a fetch under way look again at which partitions are wanted. May be called from any thread."""

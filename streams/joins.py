@@ -9,13 +9,14 @@ positions does not make pairs twice. A turn that died after it had sent makes so
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import polars as pl
 
 from featurestore.align import Chunk, Partition
 from featurestore.decoding import MAX_BYTES
+from featurestore.erasures import Entities, Erasure
 from featurestore.errors import StateError
 from featurestore.flow import from_offsets
 from featurestore.frames import empty_frame
@@ -102,13 +103,20 @@ class _Part:
         self.begins[side], self._read[side] = place, place.offset
         self._pairing.begin(side, place.clock)
 
-    def take(self, left: pl.DataFrame, right: pl.DataFrame, ends: Ends) -> Paired:
-        """The pairs and late events that had not been when this began, of all events before `ends`."""
+    def take(self, left: pl.DataFrame, right: pl.DataFrame) -> Paired:
+        """The pairs and late events that had not been when this began."""
         made, late_events = self._pairing.take(left, right)
-        self._read = [max(pair) for pair in zip(self._read, ends, strict=True)]
         old = [pl.col(name) < end for name, end in zip(("_left", "_right"), self.began, strict=True)]
         new = [frame.filter(pl.col("_offset") >= end) for frame, end in zip(late_events, self.began, strict=True)]
         return Paired(made.filter(~pl.all_horizontal(old)), (new[0], new[1]))
+
+    def reach(self, ends: Ends) -> None:
+        """Take note that all events before `ends` were taken."""
+        self._read = [max(pair) for pair in zip(self._read, ends, strict=True)]
+
+    def erase(self, side: int, columns: Sequence[str], erasure: Erasure) -> None:
+        """Let the events of an entity that came before its erasure wait no longer."""
+        self._pairing.erase(side, columns, erasure)
 
     def stand(self, side: int) -> tuple[Place, Place] | None:
         """Up to where all pairs were made, and from where events wait; None while it has not come to where it began."""
@@ -119,10 +127,14 @@ class _Part:
 
 
 class Join:
-    """A joined source in a worker: what waits on each partition, and how far pairs were made."""
+    """A joined source in a worker: what waits on each partition, and how far pairs were made.
 
-    def __init__(self, source: Joined) -> None:
+    `erasable` gives the entities that records of each topic may erase.
+    """
+
+    def __init__(self, source: Joined, erasable: Mapping[str, Entities]) -> None:
         self.source = source
+        self._erasable = erasable
         self.topics = [side.name for side in source.sides]
         self._parts: dict[int, _Part] = {}
         self._dropped = 0
@@ -147,13 +159,16 @@ class Join:
         for partition in sorted({p for topic, p in chunk.spans if topic in self.topics}):
             part = self._part(partition)
             told = part.ends
-            left, right = (self._frame(chunk, side, partition) for side in self.source.sides)
-            ends = [chunk.spans.get((topic, partition), (0, 0))[1] for topic in self.topics]
-            made = part.take(left, right, (ends[0], ends[1]))
-            refused = [each for side in zip(self.source.sides, made.late, strict=True) for each in self._late(*side)]
-            messages += [*_messages(self.source, partition, made.pairs, told), *refused]
-            pairs += len(made.pairs)
-            late_ones += len(refused)
+            for left, right, erasure in self._stretches(chunk, partition):
+                made = part.take(left, right)
+                if erasure is not None:
+                    self._erase(part, erasure)
+                refused = [*self._late(0, made.late[0]), *self._late(1, made.late[1])]
+                messages += [*_messages(self.source, partition, made.pairs, told), *refused]
+                pairs += len(made.pairs)
+                late_ones += len(refused)
+            left_end, right_end = (chunk.spans.get((topic, partition), (0, 0))[1] for topic in self.topics)
+            part.reach((left_end, right_end))
             for side, topic in enumerate(self.topics):
                 if (stand := part.stand(side)) is not None:
                     stands.append(Stand((topic, partition), *stand))
@@ -165,9 +180,24 @@ class Join:
             self._parts[partition] = _Part(self.source, partition)
         return self._parts[partition]
 
-    def _late(self, side: Source, events: pl.DataFrame) -> Iterator[Message]:
+    def _late(self, number: int, events: pl.DataFrame) -> Iterator[Message]:
+        side = self.source.sides[number]
         for record in records_of(side, events):
             yield late(record, f"later than {side.lateness} for the pairs of {self.source.name}")
+
+    def _erase(self, part: _Part, erasure: Erasure) -> None:
+        columns = self._erasable[erasure.topic][erasure.entity]
+        part.erase(self.topics.index(erasure.topic), columns, erasure)
+
+    def _stretches(self, chunk: Chunk, partition: int) -> Iterator[tuple[pl.DataFrame, pl.DataFrame, Erasure | None]]:
+        """A partition's events of the chunk, left and right, up to each erasure there and with it; then the rest."""
+        left, right = (self._frame(chunk, side, partition) for side in self.source.sides)
+        for step, erasure in chunk.erasures:
+            if erasure.partition == partition and erasure.topic in self.topics:
+                before = pl.col("_step") < step
+                yield left.filter(before), right.filter(before), erasure
+                left, right = left.filter(~before), right.filter(~before)
+        yield left, right, None
 
     def _frame(self, chunk: Chunk, side: Source, partition: int) -> pl.DataFrame:
         """The chunk's events of a log from where this began to take them."""

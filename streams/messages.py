@@ -120,19 +120,22 @@ def prediction_messages(service: str, predictions: pl.DataFrame) -> Iterator[Mes
         "probability",
         "model_version",
         "variant",
+        "_error",
     ]
     features = [name for name in predictions.columns if name not in meta]
     probability = pl.col("probability")
+    chances = pl.struct((1 - probability).alias("false"), probability.alias("true"))
     body = pl.struct(
         pl.col("id"),
         pl.col("_time").alias("event_time"),
         pl.col("prediction"),
-        pl.struct((1 - probability).alias("false"), probability.alias("true")).alias("probabilities"),
+        pl.when(probability.is_not_null()).then(chances).alias("probabilities"),
         pl.col("model_version"),
         pl.col("variant"),
         pl.struct(features).alias("features"),
         pl.col("_effective").alias("effective_time"),
         pl.col("_offset").alias("offset"),
+        *([pl.col("_error").alias("error")] if "_error" in predictions.columns else []),
     )
     frame = predictions.select("_partition", "id", body.struct.json_encode().alias("body"))
     for partition, key, value in frame.iter_rows():

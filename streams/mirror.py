@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from featurestore.errors import GapError
+from featurestore.forgotten import Revision
 from featurestore.offline import GridWriter
 from streams.messages import feature_table, prediction_table
 from streams.transport import Batch
@@ -43,9 +45,17 @@ def predictions_decoder(features: Sequence[str]) -> Decode:
 class Mirror:
     """Writes feeds to `<root>/<folder of the feed>`; goes on where its files end, so that twice is once."""
 
-    def __init__(self, root: Path, feeds: Mapping[str, tuple[str, Decode, int]]) -> None:
-        """`feeds`: by feed topic the folder under `root`, such as "features/card_activity", decoder and grid."""
-        self._root, self._feeds = root, feeds
+    def __init__(
+        self,
+        root: Path,
+        feeds: Mapping[str, tuple[str, Decode, int]],
+        revisions: Mapping[str, Callable[[int], Revision]] = MappingProxyType({}),
+    ) -> None:
+        """`feeds`: by feed topic the folder under `root`, such as "features/card_activity", decoder and grid.
+
+        `revisions`: by feed topic and partition what its files must not hold any more.
+        """
+        self._root, self._feeds, self._revisions = root, feeds, revisions
         self._writers: dict[tuple[str, int], GridWriter] = {}
         self._done: dict[tuple[str, int], int] = {}
         self._lock = asyncio.Lock()
@@ -81,6 +91,11 @@ class Mirror:
             for writer in self._writers.values():
                 await asyncio.to_thread(writer.flush)
 
+    @property
+    def writers(self) -> list[GridWriter]:
+        """The writers of all partitions that there are now."""
+        return list(self._writers.values())
+
     async def forget(self) -> None:
         """Drop writers and what they have buffered: the files say where to go on."""
         async with self._lock:
@@ -105,7 +120,8 @@ class Mirror:
     def _writer(self, topic: str, partition: int) -> GridWriter:
         if (topic, partition) not in self._writers:
             folder, _, grid = self._feeds[topic]
-            self._writers[topic, partition] = GridWriter(self._root / folder, partition, grid)
+            revision = self._revisions[topic](partition) if topic in self._revisions else None
+            self._writers[topic, partition] = GridWriter(self._root / folder, partition, grid, revision=revision)
         return self._writers[topic, partition]
 
 

@@ -41,7 +41,8 @@ class Processor(Protocol):
         """Predictions for the chunk's events, which are all new to it; its positions move on to the chunk's end.
 
         `reads` have a row for each event of `on`, in the same order. Columns of the answer: _partition, _offset, _time,
-        _effective, id, prediction, probability, model_version, variant, and one for each input of the model.
+        _effective, id, prediction, probability, model_version, variant, and one for each input of the model; where an
+        event may go without an answer, whose columns are null then, also _error, which says why.
         """
 
     def checkpoint(self) -> Callable[[], None]:

@@ -27,6 +27,6 @@ async def known_schemas(registry: Schemas | None, source: Source, batch: Batch) 
             return await asyncio.to_thread(registry.loaders, ids)
         except UnavailableError as error:
             if not told:
-                log.warning("%s; retrying", error)
+                log.warning("the schema registry does not answer, trying again", extra={"error": error})
                 told = True
             await asyncio.sleep(RETRY_SECONDS)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +17,7 @@ BOUNDS = np.array([1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1_0
 
 #: Upper bounds of the histogram of seconds that a stage of one turn took.
 SECONDS = np.array([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0])
-#: Upper bounds of the histogram of events in a turn.
+#: Upper bounds of the histograms of records in a batch and of events in a turn.
 SIZES = np.array([1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000])
 
 
@@ -29,12 +32,16 @@ class Stats:
     events: int = 0
     chunks: int = 0
     predictions: int = 0
+    unanswered: Counter[str] = field(default_factory=Counter)  # events without a prediction, by service
     states: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     late: int = 0
     pairs: int = 0
     unpaired: int = 0  # events that stopped waiting for a pair because too many waited
     repeats: int = 0
+    fetched_bytes: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by stage of the work
     first_fold: int | None = None  # when the first chunk had been folded, wall-clock time in ms
     first_at: float | None = None
@@ -43,8 +50,22 @@ class Stats:
     cpu_last: float = 0.0
     stream_time: int | None = None
     freshness: NDArray[np.int64] = field(default_factory=lambda: _counts(BOUNDS))
+    freshness_sum: int = 0
+    records: int = 0
+    batches: NDArray[np.int64] = field(default_factory=lambda: _counts(SIZES))
     sizes: NDArray[np.int64] = field(default_factory=lambda: _counts(SIZES))
     stages: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def fetched(self, records: int, size: int) -> None:
+        """Count a batch from Kafka, of so many records and bytes."""
+        self.records += records
+        self.fetched_bytes += size
+        self.batches[np.searchsorted(SIZES, records)] += 1
+
+    def looked_up(self, entities: int, missing: int) -> None:
+        """Count the entities that a turn has to do with, and those of them whose states were not in memory."""
+        self.cache_hits += entities - missing
+        self.cache_misses += missing
 
     def turned(self, events: int) -> None:
         """Count a turn that was stored, and its events."""
@@ -64,8 +85,16 @@ class Stats:
         self.seconds[stage] += seconds
         self.stages.setdefault(stage, _counts(SECONDS))[np.searchsorted(SECONDS, seconds)] += 1
 
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time spent inside under `stage`."""
+        begun = time.perf_counter()
+        yield
+        self.spent(stage, time.perf_counter() - begun)
+
     def fresh(self, ages: NDArray[np.int64]) -> None:
         """Count how old records were (ms since they reached Kafka) when their effect could be read."""
+        self.freshness_sum += int(ages.sum())
         self.freshness += np.bincount(np.searchsorted(BOUNDS, ages), minlength=len(BOUNDS) + 1)
 
     def freshness_at(self, quantile: float) -> float | None:
@@ -98,6 +127,7 @@ class Stats:
             "events_per_s": round(self.events_per_s()),
             "events_per_cpu_s": round(self.events_per_cpu_s()),
             "predictions": self.predictions,
+            "unanswered": dict(+self.unanswered),
             "states": self.states,
             "rejected": dict(self.rejected),
             "late": self.late,

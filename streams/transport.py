@@ -38,7 +38,7 @@ __all__ = ["TP", "Batch", "BatchSchema", "Consumer", "Delivery", "Transport", "b
 
 log = logging.getLogger("streams.kafka")  # Faust logs its services under the names of their modules
 
-FEW, LINGER = 1_000, 0.005
+FEW, LINGER = 1_000, 0.02
 """When a fetch brings fewer rows, it is looked for more for so many seconds: what was sent together comes partition by
 partition, and a turn costs as much for one row."""
 FETCH_PATIENCE = 2.0
@@ -103,6 +103,10 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Deliver a held partition again."""
         self._held.discard(tp)
         self._thread.wake()
+
+    def rejoin(self) -> None:
+        """Ask the group anew for partitions, which are then taken on as after every rebalance."""
+        self._thread.rejoin()
 
     def resume_flow(self) -> None:
         """Deliver again, also by a fetch that is under way."""

@@ -5,25 +5,28 @@ No I/O happens here. A `Turn` says what to send and what to commit; the worker d
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
+from featurestore.engine import Changes
 from featurestore.errors import StateError
 from featurestore.flow import Flow, Read, ViewOutput, from_offsets
 from featurestore.joined import Joined
 from featurestore.pairing import Place
+from featurestore.partitioners import check_place
 from featurestore.stores import Commit, Position, Request, time_to_live
 from streams.joins import Ends, Join, Made, made_key, waiting_key
 from streams.messages import Message, feature_messages, late, prediction_messages, records_of, rejected
 from streams.processor import Processor
 from streams.stats import Stats
+
+LOOKED_AT = 1_000
+"""Of how many states that are read a worker makes sure that lookups will find them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Work:
         owner: str,
         stats: Stats,
         memory: int,
-        joins: Sequence[Joined] = (),
+        joins: Sequence[Join] = (),
     ) -> None:
         reads = [read for processor in processors for read in processor.reads]
         self._flow = Flow(views, reads, partitions)
@@ -58,7 +61,8 @@ class Work:
         self._owner = owner
         self._stats = stats
         self._memory = memory
-        self._joins = [Join(source) for source in joins]
+        self._joins = joins
+        self._looked_at = 0  # states of which it was looked at whether they lie where they should
         self._done: dict[tuple[str, Partition], int] = {}  # by processor or join: position, as it is stored
         self._owned: set[Partition] = set()
 
@@ -130,8 +134,9 @@ class Work:
             for p in range(self._flow.states[view.key].partitions):
                 if (view.source.name, p) not in self._owned:
                     self._flow.states[view.key].stale(p)  # another worker writes there
-        with self.timed("prepare"):
+        with self._stats.timed("prepare"):
             pairs = self._flow.lookups(chunk, wanted)
+        self._stats.looked_up(self._flow.touched, sum(len({e for e, _ in missing}) for missing in pairs.values()))
         requests, places = [], []
         for key, missing in pairs.items():
             state, topic = self._flow.states[key], self._flow.views[key].source.name
@@ -144,6 +149,9 @@ class Work:
             for (state, partition, entities), blobs in zip(places, answers, strict=True):
                 for entity, (blob,) in zip(entities, blobs, strict=True):
                     state.load(entity, partition, blob)
+                    if blob is not None and self._looked_at < LOOKED_AT:
+                        self._looked_at += 1
+                        check_place(state.plan.view, state.names[entity], partition, state.partitions)
 
         return requests, load
 
@@ -155,22 +163,22 @@ class Work:
             for p in chunk.spans
             if p[0] == view.source.name
         }
-        with self.timed("fold"):
+        with self._stats.timed("fold"):
             outputs = self._flow.run(chunk, emit=publish)
-        with self.timed("predict"):
+        with self._stats.timed("predict"):
             reads = {read: frame for output in outputs.values() for read, frame in output.reads.items()}
             predictions = [(x, self._process(x, chunk, reads)) for x in self._processors]
             checkpoints = [x.checkpoint() for x in self._processors]
-        with self.timed("join"):
+        with self._stats.timed("join"):
             made = [join.take(chunk) for join in self._joins]
         spans = {at: _span(chunk, at[1], before) for at, before in views.items()}
-        with self.timed("encode"):
+        with self._stats.timed("encode"):
             # In this order: a view that ran ahead of a prediction would show it the future.
             new = {at for at, before in views.items() if before is None}
             commits = [*self._prediction_commits(chunk), *self._join_commits(made)]
             commits += self._view_commits(spans, new, now)
             self._flow.forget_oldest(self._memory)
-        with self.timed("messages"):
+        with self._stats.timed("messages"):
             messages = list(self._messages(outputs, predictions, spans, publish=publish))
             messages += self._joined_messages(made)
         return Turn(chunk, messages, checkpoints, commits)
@@ -196,11 +204,12 @@ class Work:
         for (key, partition), (start, end) in spans.items():
             if start < end:
                 change = changes.get((key, partition[1]))
-                entities, blobs = (change.entities, change.blobs) if change is not None else ([], [])
+                change = change or Changes(partition[1], [], [])
                 clock = self._flow.states[key].clock(partition[1])
                 ttl = time_to_live(self._flow.views[key].keep, clock, now)
                 first = (key, partition) in new
-                yield Commit(key, *partition, self._owner, start, end, clock or 0, entities, blobs, ttl, first)
+                made = Commit(key, *partition, self._owner, start, end, clock or 0, change.entities, change.blobs)
+                yield replace(made, ttl=ttl, first=first, erased=change.erased)
 
     def _prediction_commits(self, chunk: Chunk) -> Iterator[Commit]:
         for partition in chunk.spans:
@@ -245,8 +254,10 @@ class Work:
                 covered = {p: span for (k, p), span in spans.items() if k == key and span[0] < span[1]}
                 yield from feature_messages(view, output.events, covered)
         for processor, frame in predictions:
-            self._stats.predictions += len(frame)
             if len(frame):
+                missing = frame["probability"].null_count()
+                self._stats.predictions += len(frame) - missing
+                self._stats.unanswered[processor.name] += missing
                 yield from prediction_messages(processor.name, frame)
 
     def _refusals(self, view: View, output: ViewOutput) -> Iterator[Message]:
@@ -256,13 +267,6 @@ class Work:
         for record in records_of(view.source, output.overflowed):
             self._stats.rejected["overflow"] += 1
             yield rejected(record, "overflow", f"an integer sum of {view.key} would overflow")
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Count the time spent inside under `stage`."""
-        begun = time.perf_counter()
-        yield
-        self._stats.spent(stage, time.perf_counter() - begun)
 
 
 def _key(processor: Processor) -> str:
@@ -290,7 +294,7 @@ def _rest(chunk: Chunk, positions: Mapping[Partition, int]) -> Chunk:
         if len(rest):
             frames[topic] = rest
     spans = {at: (starts[at], end) for at, (_, end) in chunk.spans.items() if starts[at] < end}
-    return Chunk(frames, spans, chunk.clocks)
+    return Chunk(frames, spans, chunk.clocks, chunk.erasures)
 
 
 def _span(chunk: Chunk, partition: Partition, before: int | None) -> tuple[int, int]:

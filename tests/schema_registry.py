@@ -6,22 +6,33 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
+from urllib.parse import unquote
 
 
 class Registry:
-    """Schemas by id, as (type, text); `away` makes it fail, `secret` asks for an Authorization header."""
+    """Schemas by id, as (type, text), and references if it has any; `away` makes it fail.
 
-    def __init__(self, schemas):
-        self.schemas, self.away, self.secret, self.asked = schemas, False, None, []
+    `subjects` has ids by "subject/version"; `secret` asks for an Authorization header.
+    """
+
+    def __init__(self, schemas, subjects):
+        self.schemas, self.subjects = schemas, subjects
+        self.away, self.secret, self.asked = False, None, []
+
+    def number(self, path):
+        """The id of the schema at a path; None where there is none."""
+        kind, _, rest = path.strip("/").partition("/")
+        return self.subjects.get(unquote(rest).replace("/versions", "")) if kind == "subjects" else int(rest[4:])
 
 
 @contextmanager
-def running(schemas):
-    registry = Registry(schemas)
+def running(schemas, subjects=MappingProxyType({})):
+    registry = Registry(schemas, subjects)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            number = int(self.path.rpartition("/")[2])
+            number = registry.number(self.path)
             registry.asked.append(number)
             if registry.away:
                 self.reply(503, {"error_code": 50001, "message": "away"})
@@ -30,9 +41,9 @@ def running(schemas):
             elif number not in registry.schemas:
                 self.reply(404, {"error_code": 40403, "message": "Schema not found"})
             else:
-                kind, text = registry.schemas[number]
+                kind, text, *references = registry.schemas[number]
                 told = {"schema": text} if kind == "AVRO" else {"schema": text, "schemaType": kind}
-                self.reply(200, told)
+                self.reply(200, told | ({"references": references} if references else {}))
 
         def reply(self, status, body):
             text = json.dumps(body).encode()

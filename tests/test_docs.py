@@ -1,4 +1,4 @@
-"""docs/features.md, formats.md and joins.md: examples give what they show, tables say what the code does, nothing is left out."""
+"""The pages on features, formats and joins: examples give what they show, tables say what is, nothing is left out."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_page_of_formats_shows_what_comes_out_and_names_all_formats():
         for want, got in shown(block, names):
             assert got == want
             count += 1
-    assert count == 10
+    assert count == 11
     assert set(re.findall(r"^\| `\"(\w+)\"`", FORMATS, re.MULTILINE)) == set(sources.FORMATS)
 
 

@@ -2,7 +2,8 @@
 
 A peer consumes the same topic, on one core, and computes the same aggregates over hopping windows of 5 minutes, an hour
 and a day that slide by 1 minute, 5 minutes and an hour; its results go nowhere, which favours it. Its rate counts from
-its first event to its last, of as many events as it says: slow ones take part of the topic.
+its first event to its last, of as many events as it says: slow ones take part of the topic. Those that can close all
+windows at the end show that these hold every event, as often as they must.
 
 `python -m benchmarks.peers.NAME --kafka HOST:PORT --events N` runs one alone and prints a JSON object. Only Python's
 own library is imported here, for this module is loaded in a peer's environment too.
@@ -25,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 #: Peers, and how many events each is given by `onceflow bench stream --peers`.
-EVENTS = {"quix": 20_000, "faust_tables": 1_000, "kafka_streams": 100_000}
+EVENTS = {"quix": 20_000, "faust_tables": 1_000, "kafka_streams": 100_000, "bytewax": 20_000, "flink": 500_000}
 TOPIC = "payments"
 HOPS_S = ((300, 60), (3_600, 300), (86_400, 3_600))
 """Length and slide of each window, in seconds."""
@@ -53,6 +54,11 @@ class Clock:
     def __init__(self, events: int) -> None:
         self._left = self.events = events
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last one has come."""
+        return self._left == 0
+
     def tick(self) -> bool:
         """Count an event; whether it is the last."""
         if self._left == self.events:
@@ -60,13 +66,20 @@ class Clock:
         self._left -= 1
         if self._left == 0:
             self._wall, self._cpu = time.perf_counter() - self._begun, time.process_time() - self._spent
-        return self._left == 0
+        return self.ended
 
     def report(self) -> dict[str, Any]:
         """What has come of it, once the last event has come."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         rates = {"events_per_s": round(self.events / self._wall), "events_per_cpu_s": round(self.events / self._cpu)}
         return {"events": self.events, **rates, "peak_mb": round(peak)}
+
+
+def check(events: int, counted: int) -> None:
+    """SystemExit: windows that have all closed do not hold each event as often as they must."""
+    expected = events * sum(length // slide for length, slide in HOPS_S)
+    if counted != expected:
+        raise SystemExit(f"its windows hold {counted:,} events in all, not {expected:,}")
 
 
 def environment(requirements: Sequence[str]) -> Path:

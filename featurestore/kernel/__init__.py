@@ -5,9 +5,11 @@ expire it: a tile out of every window is dropped whole.
 """
 
 from featurestore.kernel.blobs import encode, end_of_runs, knows_all, load, sizes_of, take_dirty
+from featurestore.kernel.compacting import compact
 from featurestore.kernel.layout import FOLDED, FORMAT, HEAD, KEYLESS, LATE, OVERFLOW, Inputs, Results, Steps
 from featurestore.kernel.ordering import by_group, merged_by_group
 from featurestore.kernel.run import run, sort_out
+from featurestore.kernel.squeezing import expanded, room_for, squeezed
 
 __all__ = [
     "FOLDED",
@@ -20,13 +22,17 @@ __all__ = [
     "Results",
     "Steps",
     "by_group",
+    "compact",
     "encode",
     "end_of_runs",
+    "expanded",
     "knows_all",
     "load",
     "merged_by_group",
+    "room_for",
     "run",
     "sizes_of",
     "sort_out",
+    "squeezed",
     "take_dirty",
 ]

@@ -2,6 +2,9 @@
 
 Numba's own arrays take Python's negative indices, which costs a comparison and a choice each time, and drag ten words
 along with every call. Here an index is used as it is: it must lie within the array.
+
+Nor does a bare array hold its memory, and Numba lets go of an array after the last line that names it: one that a
+function makes itself must be given out by it, or come from the caller instead.
 """
 
 from __future__ import annotations

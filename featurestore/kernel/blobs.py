@@ -1,6 +1,6 @@
 """States as words to store: a head, the number of tiles of each run, then their tiles; only what may still be seen.
 
-Behind these are the texts of codes in them (see `kernel.lexicon`).
+Behind these are the texts of codes in them (see `kernel.lexicon`). All are stored squeezed (`kernel.squeezing`).
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from featurestore.kernel.lexicon import Lexicon, number_of, text_words, write_te
 from featurestore.kernel.run import new_slot
 from featurestore.kernel.runs import class_for, class_of, count_of, enlarge, first_session, place, set_count, start_of
 from featurestore.kernel.sketches import RANK_BITS
+from featurestore.kernel.squeezing import squeeze
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,27 +124,40 @@ def sizes_of(words: Words, slots: NDArray[np.int64], lexicon: Lexicon, mark: int
 def encode(
     words: Words,
     slots: NDArray[np.int64],
-    ends: NDArray[np.int64],
+    sizes: NDArray[np.int64],
     out: NDArray[np.int64],
+    state: NDArray[np.int64],
     lexicon: Lexicon,
     mark: int,
-) -> None:
-    """Write the slots' states one after another; `ends` says where each one ends. Of marks see `sizes_of`."""
-    words, slots, ends, out, lexicon = bared(words), bared(slots), bared(ends), bared(out), bared(lexicon)
-    runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
+) -> NDArray[np.int64]:
+    """Write the slots' states squeezed, as they are stored; returns where each one ends.
+
+    `sizes` are those of `sizes_of`; `out` must have room for `room_for` each, `state` for the largest.
+    """
+    ends, to = np.empty(slots.shape[0], np.int64), 0
+    words, slots, sizes, out, lexicon = bared(words), bared(slots), bared(sizes), bared(out), bared(lexicon)
+    state = bared(state)
     for i in range(slots.shape[0]):
-        h, at = slots[i], 0 if i == 0 else ends[i - 1]
-        out[at], out[at + 1], out[at + 2] = FORMAT | runs << 8, words[h + NEWEST], words[h + LAST_OFFSET]
-        to = at + HEAD + runs
-        for run in range(runs):
-            t = words[TRACKS] + run * TRACK_WORDS
-            first, stride = _first_live(words, h, t), words[t + STRIDE]
-            live, start = count_of(words, h, t) - first, start_of(words, h, t) + first * stride
-            out[at + HEAD + run] = live
-            for j in range(live * stride):
-                out[to + j] = words[start + j]
-            to += live * stride
-        _texts(words, h, lexicon, mark + i, out, to)
+        _write(words, slots[i], lexicon, mark + i, state, ZERO)
+        ends[i] = to = squeeze(state, sizes[i], out, to)
+    return ends
+
+
+@compiled
+def _write(words: Words, h: int, lexicon: Lexicon, mark: int, out: Words, at: int) -> None:
+    """Write a slot's state to `out`, from `at` on."""
+    runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
+    out[at], out[at + 1], out[at + 2] = FORMAT | runs << 8, words[h + NEWEST], words[h + LAST_OFFSET]
+    to = at + HEAD + runs
+    for run in range(runs):
+        t = words[TRACKS] + run * TRACK_WORDS
+        first, stride = _first_live(words, h, t), words[t + STRIDE]
+        live, start = count_of(words, h, t) - first, start_of(words, h, t) + first * stride
+        out[at + HEAD + run] = live
+        for j in range(live * stride):
+            out[to + j] = words[start + j]
+        to += live * stride
+    _texts(words, h, lexicon, mark, out, to)
 
 
 @entry
@@ -217,34 +231,19 @@ def _are_sound(words: Words, t: int, blob: NDArray[np.int64], at: int, tiles: in
 
 
 @entry
-def load(
-    words: Words,
-    slots: NDArray[np.int64],
-    entities: NDArray[np.int64],
-    partitions: NDArray[np.int64],
-    blobs: NDArray[np.int64],
-    starts: NDArray[np.int64],
-) -> None:
-    """Put encoded states (already checked), which begin at `starts`, in place of what entities have on partitions."""
-    words, slots, blobs, starts = bared(words), bared(slots), bared(blobs), bared(starts)
-    for i in range(starts.shape[0]):
-        _put(words, slots, entities[i], partitions[i], blobs, starts[i])
-
-
-@compiled
-def _put(
-    words: Words, slots: NDArray[np.int64], entity: int, partition: int, blob: NDArray[np.int64], begin: int
-) -> None:
+def load(words: Words, slots: NDArray[np.int64], entity: int, partition: int, blob: NDArray[np.int64]) -> None:
+    """Put the words of a state (already checked) in place of what an entity has on a partition."""
+    words, slots, blob = bared(words), bared(slots), bared(blob)
     h = slots[entity, partition]
     if h == 0:
         h = slots[entity, partition] = new_slot(words, entity, partition)
     forget(words, h)
     forget_bags(words, h)
-    words[h + NEWEST], words[h + LAST_OFFSET] = blob[begin + 1], blob[begin + 2]
+    words[h + NEWEST], words[h + LAST_OFFSET] = blob[1], blob[2]
     runs = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
-    at = begin + HEAD + runs
+    at = HEAD + runs
     for run in range(runs):
-        t, tiles = words[TRACKS] + run * TRACK_WORDS, blob[begin + HEAD + run]
+        t, tiles = words[TRACKS] + run * TRACK_WORDS, blob[HEAD + run]
         set_count(words, h, t, ZERO)
         size_class = class_for(words, tiles)
         if tiles and size_class > class_of(words, h, t):

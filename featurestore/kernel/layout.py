@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Reals = NDArray[np.float64]
 
 #: Version of an encoded state; its first words are the format and the number of runs, the newest time, the last offset.
-FORMAT = 4
+#: What is stored of it is squeezed but for the first word, whose upper half then says how many words there are.
+FORMAT = 5
 HEAD = 3
 
 # Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.
@@ -65,7 +66,9 @@ TILES, EVENTS, LATEST, SESSIONS, BAGS, LISTS = range(6)
 # The first words: where the plan's records lie and what they need; then what changes.
 TRACKS, TRACKS_END, GROUPS, GROUPS_END, HEAD_WORDS, CACHE_WORDS, CACHE_FREE = range(7)
 SCRATCH, ACC_MOST, PARTITIONS, CLOCKS, SIZES, LATENESS, KEEPS, RESERVE, CHECKS = range(7, 16)
-USED, DIRTY_FIRST, LONGEST, WANTED, BAG_GROUPS_END, ITEMS, ITEMS_WANTED, PLAN_WORDS = range(16, 24)
+USED, DIRTY_FIRST, LONGEST, WANTED, BAG_GROUPS_END, ITEMS, ITEMS_WANTED = range(16, 23)
+# Where slots and rooms begin; words of rooms that nobody has at the moment.
+BEGIN, LEFT, PLAN_WORDS = range(23, 26)
 
 #: Sizes of rooms, at most.
 CLASSES = 63

@@ -25,7 +25,7 @@ STR, INT, FLOAT, BOOL, TIME, KEY = range(6)
 INLINE = 12
 
 # No column of that name; none, and the record is not for this parser.
-_UNKNOWN, _REFUSED = -1, -2
+UNKNOWN, _REFUSED = -1, -2
 _QUOTE, _BACKSLASH, _COLON, _COMMA, _OPEN, _CLOSE = (ord(c) for c in '"\\:,{}')
 _NOUGHT, _NINE, _A, _F, _U = (ord(c) for c in "09afu")
 _ESCAPES = np.array([[ord(a), ord(b)] for a, b in zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True)], np.int64)
@@ -62,11 +62,12 @@ class Parsed(NamedTuple):
 
 
 @entry
-def parse_all(buffer: Bytes, starts: Ints, lengths: Ints, names: Names, out: Parsed) -> None:
-    """Parse each record of the buffer that is a plain object."""
-    text, known, found = bared(buffer), bared(names), bared(out)
-    guesses = np.full(known.kinds.shape[0] + 1, _UNKNOWN, np.int64)  # by place in the object: the column found last
-    guess = bared(guesses)
+def parse_all(buffer: Bytes, starts: Ints, lengths: Ints, names: Names, out: Parsed, guesses: Ints) -> None:
+    """Parse each record of the buffer that is a plain object.
+
+    `guesses` are by place in an object the column found last, UNKNOWN at first; one place more than there are columns.
+    """
+    text, known, found, guess = bared(buffer), bared(names), bared(out), bared(guesses)
     for row in range(starts.shape[0]):
         if 0 < lengths[row] <= known.limits[1]:
             end = starts[row] + lengths[row]
@@ -107,7 +108,7 @@ def _member(
     if column == _REFUSED or at >= end or text[at] != _COLON:
         return -1, seen
     at = _blank(text, at + 1, end)
-    if column == _UNKNOWN:
+    if column == UNKNOWN:
         return _skipped(text, at, end, names, out), seen
     if seen >> column & 1:
         return -1, seen
@@ -135,7 +136,7 @@ def _column(text: Bytes, begin: int, end: int, names: Names, guess: Ints, nth: i
         if _is_name(text, begin, end, names, column):
             guess[place] = column
             return column
-    return _UNKNOWN
+    return UNKNOWN
 
 
 @inlined
@@ -203,9 +204,9 @@ def _text(text: Bytes, at: int, end: int, row: int, place: int, longest: int, ou
     at = _string_end(text, begin, end)
     if at < 0:
         return _escaped_text(text, begin, end, row, place, longest, out)
-    if at - begin > longest or not _is_utf8(text, begin, at):
+    if at - begin > longest or not is_utf8(text, begin, at):
         return -1
-    out.texts[place, row, 0], out.texts[place, row, 1] = _view(text, begin, at - begin, 0)
+    out.texts[place, row, 0], out.texts[place, row, 1] = view(text, begin, at - begin, 0)
     return at + 1
 
 
@@ -214,9 +215,9 @@ def _escaped_text(text: Bytes, begin: int, end: int, row: int, place: int, longe
     """As `_text`, of a string that begins at `begin` and has escapes."""
     start = out.used[0]
     at, upto = _unescaped(text, begin, end, out.plain, start)
-    if at < 0 or upto - start > longest or not _is_utf8(out.plain, start, upto):
+    if at < 0 or upto - start > longest or not is_utf8(out.plain, start, upto):
         return -1
-    out.texts[place, row, 0], out.texts[place, row, 1] = _view(out.plain, start, upto - start, 1)
+    out.texts[place, row, 0], out.texts[place, row, 1] = view(out.plain, start, upto - start, 1)
     out.used[0] = upto
     return at + 1
 
@@ -303,7 +304,7 @@ def _write_utf8(plain: Bytes, to: int, code: int) -> int:
 
 
 @inlined
-def _view(text: Bytes, begin: int, length: int, buffer: int) -> tuple[int, int]:
+def view(text: Bytes, begin: int, length: int, buffer: int) -> tuple[int, int]:
     """The two words of Arrow's view of a string in one of the buffers."""
     low, high = ZERO, ZERO
     for i in range(min(length, 4)):
@@ -322,11 +323,11 @@ def view_all(buffer: Bytes, starts: Ints, lengths: Ints, out: Ints) -> None:
     text = bared(buffer)
     for i in range(starts.shape[0]):
         if lengths[i] >= 0:
-            out[i, 0], out[i, 1] = _view(text, starts[i], lengths[i], 0)
+            out[i, 0], out[i, 1] = view(text, starts[i], lengths[i], 0)
 
 
 @compiled
-def _is_utf8(text: Bytes, at: int, end: int) -> bool:
+def is_utf8(text: Bytes, at: int, end: int) -> bool:
     """Whether the bytes are UTF-8: shortest forms, no surrogates, nothing above U+10FFFF (RFC 3629)."""
     while at < end:
         lead = text[at]
@@ -357,8 +358,8 @@ def _skipped(text: Bytes, at: int, end: int, names: Names, out: Parsed) -> int:
         at = _string_end(text, begin, end)
         if at < 0:  # written where it will be written over
             at, upto = _unescaped(text, begin, end, out.plain, out.used[0])
-            return at + 1 if at >= 0 and _is_utf8(out.plain, out.used[0], upto) else -1
-        return at + 1 if _is_utf8(text, begin, at) else -1
+            return at + 1 if at >= 0 and is_utf8(out.plain, out.used[0], upto) else -1
+        return at + 1 if is_utf8(text, begin, at) else -1
     if _is_word(text, at, end, _NULL, 4) or _is_word(text, at, end, _TRUE, 4):
         return at + 4
     if _is_word(text, at, end, _FALSE, 5):

@@ -66,15 +66,14 @@ def hashed(text: Bytes, begin: int, end: int, key: Words) -> tuple[np.uint64, np
 
 @entry
 def mark_repeats(
-    text: Bytes, ends: Ints, given: Bools, records: Ints, reach: int, key: Words, table: Words, out: Bools
+    text: Bytes, ends: Ints, given: Bools, records: Ints, reach: int, key: Words, table: Words, made: Words, out: Bools
 ) -> int:
     """Say of ids (one ends at each of `ends`, in `text`) whether one of the last `reach` records before bore them.
 
     Those that are not `given` are nobody's. `records` ascend. Every id is entered into the `table`, which is as long as
-    a power of two and has room for all; returns how many slots that took.
+    a power of two and has room for all; `made` is room for their hashes. Returns how many slots that took.
     """
     count, mask, taken, begin = records.shape[0], np.uint64(table.shape[0] - 1), ZERO, ZERO
-    made = np.empty((count, 2), np.uint64)
     letters, secret, slots, hashes = bared(text), bared(key), bared(table), bared(made)
     for i in range(count):
         hashes[i, LOW], hashes[i, HIGH] = hashed(letters, begin, ends[i], secret)

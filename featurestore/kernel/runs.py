@@ -11,6 +11,7 @@ from featurestore.kernel.layout import (
     HOP,
     KEEP,
     KIND,
+    LEFT,
     LONGEST,
     RUN,
     SIZES,
@@ -109,20 +110,22 @@ def class_for(words: Words, count: int) -> int:
 @compiled
 def take_room(words: Words, free: int, size_class: int, stride: int) -> int:
     """Address of room for a run: freed before (`free` is the list), or new."""
-    start = words[free + size_class]
+    start, size = words[free + size_class], words[words[SIZES] + size_class] * stride
     if start:
         words[free + size_class] = words[start]
+        words[LEFT] -= size
     else:
         start = words[USED]
-        words[USED] += words[words[SIZES] + size_class] * stride
+        words[USED] += size
     return start
 
 
 @compiled
-def free_room(words: Words, free: int, size_class: int, start: int) -> None:
+def free_room(words: Words, free: int, size_class: int, stride: int, start: int) -> None:
     """Keep room for the next run of its size."""
     words[start] = words[free + size_class]
     words[free + size_class] = start
+    words[LEFT] += words[words[SIZES] + size_class] * stride
 
 
 @compiled
@@ -146,7 +149,7 @@ def enlarge(words: Words, h: int, t: int, size_class: int) -> None:
     new = take_room(words, t + FREE, size_class, stride)
     if old_class >= 0:
         move(words, new, old, count * stride)
-        free_room(words, t + FREE, old_class, old)
+        free_room(words, t + FREE, old_class, stride, old)
     words[h + words[t + RUN]] = new
     words[h + words[t + RUN] + 1] = count << CLASS_BITS | (size_class + 1)
     words[LONGEST] = max(words[LONGEST], words[words[SIZES] + size_class] * stride)

@@ -76,7 +76,7 @@ def _make_room(words: Words, g: int, at: int, count: int) -> None:
     new = take_room(words, g + SUMS_FREE, needed, size)
     if old >= 0:
         move(words, new, words[at + BAG_START], words[at + BAG_COUNT] * size)
-        free_room(words, g + SUMS_FREE, old, words[at + BAG_START])
+        free_room(words, g + SUMS_FREE, old, size, words[at + BAG_START])
     words[at + BAG_START], words[at + BAG_CLASS] = new, needed
     words[LONGEST] = max(words[LONGEST], words[sizes + needed] * size)
 

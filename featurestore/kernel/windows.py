@@ -109,7 +109,7 @@ def _room_for_sums(words: Words, g: int, at: int, length: int) -> bool:
         words[WANTED] = words[sizes + needed] * stride
         return False
     if size_class >= 0:
-        free_room(words, g + SUMS_FREE, size_class, words[at + _SUMS])
+        free_room(words, g + SUMS_FREE, size_class, stride, words[at + _SUMS])
     words[at + _SUMS], words[at + _CLASS] = take_room(words, g + SUMS_FREE, needed, stride), needed
     return True
 

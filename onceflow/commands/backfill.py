@@ -14,11 +14,12 @@ import typer
 from rich.progress import Progress, TaskID
 
 from batch.backfill import Mode, after_event_parts, at_rows, time_column
-from batch.events import columns_of, event_files, is_log, reach, read_events
+from batch.events import columns_of, event_files, forgotten_of, is_log, reach, read_events
 from batch.grafts import Older
 from batch.parts import Parts
 from featurestore.definitions import View
 from featurestore.errors import ConfigError
+from featurestore.forgotten import hidden_from
 from onceflow import modules
 from onceflow.commands.verify import bar
 from onceflow.handing import find_older, hand_over_online, told
@@ -72,13 +73,15 @@ def run(
         task = progress.add_task(f"reading {made.source.name}", total=None)
         ends = reach(events, made.source) if online else {}
         older = find_older(made, ends) if online else Older()
+        forgotten = forgotten_of(made.source, events)
         frame = read_events(made.source, events, {*columns_of(made), *older.columns})
+        frame = hidden_from(made, frame, forgotten)
         summary = _Summary(made.name, len(frame))
         if parts is not None:
             progress.update(task, description=made.name)
             _write(made, frame, None if at is None else _rows(at), mode, parts, summary, progress, task)
         if online:
-            summary.online = hand_over_online(made, older, frame, ends, progress)
+            summary.online = hand_over_online(made, older, frame, ends, forgotten, progress)
     summary.seconds = round(time.perf_counter() - began, 3)
     typer.echo(codec.dumps(vars(summary)) if json else _text(summary, out))
 

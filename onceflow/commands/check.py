@@ -10,6 +10,7 @@ import typer
 from featurestore.aggregates import Window
 from featurestore.definitions import Feature, View
 from featurestore.expressions import roots
+from featurestore.formats import check_installed
 from featurestore.joined import Joined
 from featurestore.plan import compiled
 from featurestore.sources import Source
@@ -21,8 +22,13 @@ _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms
 
 
 def run(*, module: str, json: bool) -> None:
-    """Load the module, which checks it, and print sources, views and services."""
+    """Load the module, which checks it, and print sources, views and services.
+
+    ConfigError: what reads the format of a source is not installed.
+    """
     found = modules.load(module)
+    for source in found.sources.values():
+        check_installed(source)
     described = {
         "sources": [_source(source) for source in found.sources.values()],
         "views": [_view(view) for view in found.views.values()],
@@ -63,6 +69,7 @@ def _source(source: Source) -> dict[str, Any]:
         "lateness": source.lateness,
         "max_lead": source.max_lead,
         "joined": _joined(source) if isinstance(source, Joined) else None,
+        "repeats": None if source.id is None else {"id": source.id, "dedup": source.dedup},
     }
 
 
@@ -136,6 +143,8 @@ def _text(described: dict[str, Any]) -> str:
         if joined := source["joined"]:
             lines += [f"  pairs of {' and '.join(joined['of'])} within {joined['within']}, made by a worker"]
         lines += [f"  {columns}", f"  late after {source['lateness']}, refused more than {source['max_lead']} ahead"]
+        if told := source["repeats"]:
+            lines += [f"  left out where one of {told['dedup']:,} records before has the same {told['id']}"]
     for view in described["views"]:
         entity = ", ".join(view["entity"])
         lines += ["", f"view {view['name']} v{view['version']} @{view['fingerprint']}: {entity} from {view['source']}"]

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onceflow.quarantine import Refused, escaped, refused_records, text_of
+from onceflow.escaping import escaped, text_of
+from onceflow.quarantine import Refused, refused_records
 from onceflow.sending_back import send_back
 from onceflow.settings import load as load_settings
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from featurestore import ConfigError, DataError, View
+from featurestore import ConfigError, DataError, Entity, Source, View
 from featurestore.expressions import closest
 from featurestore.online import connect
 from onceflow.modules import Definitions
@@ -57,10 +57,15 @@ def run(view: str, keys: list[str], module: str, as_of: str | None, json: bool) 
 
 def entity_of(view: View, texts: Sequence[str]) -> Key:
     """The entity that the texts name, one a key column, in the types of the columns. Raises ConfigError."""
-    columns = view.entity.keys
+    return key_of(view.entity, view.source, texts)
+
+
+def key_of(entity: Entity, source: Source, texts: Sequence[str]) -> tuple[str | int | bool, ...]:
+    """The key that the texts are of an entity, in the types of a source's columns. Raises ConfigError."""
+    columns = entity.keys
     if len(texts) != len(columns):
-        raise ConfigError(f"{view.entity.name!r} is identified by {', '.join(columns)}: give {len(columns)} value(s)")
-    return tuple(_value(view.source.types[column], column, text) for column, text in zip(columns, texts, strict=True))
+        raise ConfigError(f"{entity.name!r} is identified by {', '.join(columns)}: give {len(columns)} value(s)")
+    return tuple(_value(source.types[column], column, text) for column, text in zip(columns, texts, strict=True))
 
 
 def _value(kind: str, column: str, text: str) -> str | int | bool:

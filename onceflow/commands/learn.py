@@ -8,16 +8,16 @@ from pathlib import Path
 from threading import Event, Thread
 from types import FrameType
 
-import typer
-
 from featurestore.errors import ConfigError
 from learner.inputs import Options
 from learner.live import LiveLearner, alone
 from learner.live import run as learn
 from learner.store import ModelStore
+from onceflow.logs import Logs
 from onceflow.metrics import LearnerCollector, serve_metrics
 from onceflow.modules import load as load_module
 from onceflow.runtime import schemas_of
+from onceflow.settings import Settings
 from onceflow.settings import load as load_settings
 
 
@@ -27,6 +27,11 @@ def run(*, module: str, mode: str | None = None) -> None:
     ConfigError: the module has no service, or another learner runs. FormatError: a snapshot cannot be used.
     """
     settings = load_settings(Path.cwd(), os.environ, mode=mode)
+    with Logs(settings, process="learn"):
+        _learn(module, settings)
+
+
+def _learn(module: str, settings: Settings) -> None:
     definitions = load_module(module)
     services = definitions.services.values()
     if not services:
@@ -38,7 +43,7 @@ def run(*, module: str, mode: str | None = None) -> None:
         learners = [LiveLearner(service, folder, store, options) for service in services]
         if settings.metrics_port:
             serve_metrics(LearnerCollector(learners), settings.metrics_port)
-        learn(learners, settings.kafka, _told_to_stop(), _say)
+        learn(learners, settings.kafka, _told_to_stop())
 
 
 def _told_to_stop() -> Event:
@@ -51,7 +56,3 @@ def _told_to_stop() -> Event:
     signal.signal(signal.SIGTERM, tell)
     signal.signal(signal.SIGINT, tell)
     return stop
-
-
-def _say(line: str) -> None:
-    typer.echo(f"onceflow learn: {line}", err=True)

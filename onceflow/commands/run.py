@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
-import typer
-
+from onceflow.logs import Logs
 from onceflow.modules import load as load_module
 from onceflow.processes import Command, running
 from onceflow.settings import Settings
 from onceflow.settings import load as load_settings
+
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 
@@ -22,13 +22,12 @@ _POLL_SECONDS = 0.2
 def run(*, module: str) -> None:
     """Start the three processes and wait; when one fails, stop the others and raise what it said."""
     settings = load_settings(Path.cwd(), os.environ)
-    signal.signal(signal.SIGTERM, _interrupt)
-    with ExitStack() as stack:
+    with Logs(settings, process="run"), ExitStack() as stack:
         commands = [_start(stack, name, module, settings) for name in _names(module)]
-        typer.echo(
-            f"worker, learner and server run; http://{settings.http_host}:{settings.http_port}. Ctrl-C stops them."
-        )
-        typer.echo(f"Their logs are in {settings.data / 'logs'}.")
+        for command in commands:
+            stack.callback(command.tell_to_stop)  # all are told before one is waited for
+        address, logs = f"http://{settings.http_host}:{settings.http_port}", settings.data / "logs"
+        _log.info("worker, learner and server run; Ctrl-C stops them", extra={"address": address, "logs": logs})
         while True:
             time.sleep(_POLL_SECONDS)
             for command in commands:
@@ -44,7 +43,3 @@ def _names(module: str) -> list[str]:
 def _start(stack: ExitStack, name: str, module: str, settings: Settings) -> Command:
     log = settings.data / "logs" / f"{name}.log"
     return stack.enter_context(running([name, "--module", module], log, {}))
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt

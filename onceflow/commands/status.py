@@ -1,4 +1,4 @@
-"""`onceflow status`: how far every view has come on every partition, and what was set aside."""
+"""`onceflow status`: how far every view has come on every partition, who works there, and what was set aside."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featurestore.align import Partition
 from featurestore.definitions import View
 from featurestore.joined import Joined
 from featurestore.online import connect
@@ -21,6 +22,7 @@ from featurestore.sources import Source
 from featurestore.stores import UNFINISHED, Position
 from onceflow import modules
 from onceflow.ends import Span, spans
+from onceflow.members import Member, members
 from onceflow.reading import topic_partitions
 from onceflow.runtime import views_of
 from onceflow.settings import load as load_settings
@@ -43,9 +45,10 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A view on a partition, or a join on one of a side: next offset to be taken, Kafka's end, newest event time (ms).
+    """A view on a partition, or a join on one of a side: next offset, Kafka's end, newest event time (ms), its owner.
 
     `next` and `newest_event` are None where nothing is stored. `lag` counts the offsets that are still to be folded.
+    `owner` is None where no worker of the group has the partition.
     """
 
     view: str
@@ -56,11 +59,12 @@ class Line:
     lag: int
     newest_event: int | None
     unfinished: bool
+    owner: str | None
     sizes: Sizes | None
 
 
 def run(*, module: str, sizes: bool, json: bool) -> None:
-    """Print a line for every view and partition, and how many records lie in the topics of what was set aside."""
+    """Print a line for every view and partition, then the workers, and how many records were set aside."""
     definitions = modules.load(module)
     views, joins = views_of(definitions), definitions.joins
     settings = load_settings(Path.cwd(), os.environ)
@@ -69,14 +73,18 @@ def run(*, module: str, sizes: bool, json: bool) -> None:
     there = topic_partitions(settings.kafka)
     wanted = {name: there[name] for name in _with_aside(sources) if name in there}
     found = spans(settings.kafka, wanted)
+    workers = members(settings.kafka, settings.group)
+    owners = {(topic, at): each.worker for each in workers for topic, own in each.partitions.items() for at in own}
     ends = {name: found.get(name, []) for name in sources}
-    lines = asyncio.run(_lines(views, joins, settings.redis, ends, sizes=sizes))
+    lines = asyncio.run(_lines(views, joins, settings.redis, ends, owners, sizes=sizes))
     aside = {name: _records(found[name]) for name in wanted if name not in sources}
     absent = [name for name in sources if name not in there]
     if json:
-        typer.echo(codec.dumps({"views": [asdict(line) for line in lines], "set_aside": aside, "absent": absent}))
+        told = {"views": [asdict(line) for line in lines], "workers": [asdict(each) for each in workers]}
+        typer.echo(codec.dumps({**told, "set_aside": aside, "absent": absent}))
     else:
         _print(lines, aside, absent)
+        _print_workers(workers, settings.group)
 
 
 def _with_aside(sources: list[str]) -> list[str]:
@@ -88,7 +96,13 @@ def _records(partitions: list[Span]) -> int:
 
 
 async def _lines(
-    views: list[View], joins: list[Joined], redis: str, ends: Mapping[str, list[Span]], *, sizes: bool
+    views: list[View],
+    joins: list[Joined],
+    redis: str,
+    ends: Mapping[str, list[Span]],
+    owners: Mapping[Partition, str],
+    *,
+    sizes: bool,
 ) -> list[Line]:
     store = connect(redis)
     lines = []
@@ -98,18 +112,26 @@ async def _lines(
             stored = await store.positions(view.key, topic, len(ends[topic]))
             for partition, (position, span) in enumerate(zip(stored, ends[topic], strict=True)):
                 counted = await measured(store.scan(view.key, topic, partition)) if sizes else None
-                lines.append(_line(view.name, view.source, partition, position, span, counted))
+                owner = owners.get((topic, partition))
+                lines.append(_line(view.name, view.source, partition, position, span, owner, counted))
         for join, side in [(each, side) for each in joins for side in each.sides]:
             made = await store.positions(made_key(join), side.name, len(ends[side.name]))
             for partition, (position, span) in enumerate(zip(made, ends[side.name], strict=True)):
-                lines.append(_line(f"join {join.name}", side, partition, position, span, None))
+                owner = owners.get((side.name, partition))
+                lines.append(_line(f"join {join.name}", side, partition, position, span, owner, None))
     finally:
         await store.close()
     return lines
 
 
 def _line(
-    name: str, source: Source, partition: int, position: Position | None, span: Span, sizes: Sizes | None
+    name: str,
+    source: Source,
+    partition: int,
+    position: Position | None,
+    span: Span,
+    owner: str | None,
+    sizes: Sizes | None,
 ) -> Line:
     unfinished = position is not None and position.next == UNFINISHED
     known = None if position is None or unfinished else position
@@ -125,6 +147,7 @@ def _line(
         max(lag, 0),
         known.clock if known else None,
         unfinished,
+        owner,
         sizes,
     )
 
@@ -140,10 +163,11 @@ async def measured(states: AsyncIterator[tuple[bytes, bytes]], most: int = SAMPL
 
 
 def _print(lines: list[Line], aside: Mapping[str, int], absent: list[str]) -> None:
-    table = Table("view", "partition", "next", "end", "lag", "newest event", "states", "bytes")
+    sized = any(line.sizes for line in lines)
+    table = Table("view", "partition", "next", "end", "lag", "newest event", "owner", *["states", "bytes"] * sized)
     for line in lines:
         table.add_row(*(Text(cell) for cell in _cells(line)))
-    console = Console()
+    console = _console()
     console.print(table)
     for topic, count in aside.items():
         console.print(Text(f"{count:,} records in {topic}"))
@@ -151,10 +175,37 @@ def _print(lines: list[Line], aside: Mapping[str, int], absent: list[str]) -> No
         console.print(Text(f"topic {topic} is not there yet: a worker creates it, and so does `onceflow produce`"))
 
 
+def _console() -> Console:
+    """Where the output is no terminal nothing is cut off."""
+    console = Console()
+    return console if console.is_terminal else Console(width=1_000)
+
+
+def _print_workers(workers: list[Member], group: str) -> None:
+    console = _console()
+    if not workers:
+        console.print(Text(f"Kafka names no worker of group {group}; one that is `alone` is in none"))
+        return
+    table = Table("worker", "host", "partitions")
+    for each in workers:
+        owned = "\n".join(f"{topic}: {', '.join(map(str, own))}" for topic, own in each.partitions.items())
+        table.add_row(Text(each.worker), Text(each.host), Text(owned or "-"))
+    console.print(table)
+
+
 def _cells(line: Line) -> tuple[str, ...]:
     upto = "a backfill writes" if line.unfinished else "-" if line.next is None else f"{line.next:,}"
     newest = "-" if line.newest_event is None else rfc3339(line.newest_event)
     sizes = line.sizes
     more = "+" if sizes and sizes.sampled else ""
-    counted = ("", "") if sizes is None else (f"{sizes.states:,}{more}", f"{sizes.bytes:,}{more}")
-    return (line.view, f"{line.topic}:{line.partition}", upto, f"{line.end:,}", f"{line.lag:,}", newest, *counted)
+    counted = () if sizes is None else (f"{sizes.states:,}{more}", f"{sizes.bytes:,}{more}")
+    return (
+        line.view,
+        f"{line.topic}:{line.partition}",
+        upto,
+        f"{line.end:,}",
+        f"{line.lag:,}",
+        newest,
+        line.owner or "-",
+        *counted,
+    )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json as codec
 import os
-import signal
 import sys
 import time
-from types import FrameType
 
 import typer
 
@@ -19,7 +17,6 @@ _POLL_SECONDS = 0.5
 
 def run(*, kafka_port: int, redis_port: int, json: bool) -> None:
     """Start both servers, print where they are, and wait for SIGINT or SIGTERM. UnavailableError: one has died."""
-    signal.signal(signal.SIGTERM, _interrupt)
     with embedded.kafka(kafka_port) as broker, embedded.redis(redis_port) as store:
         url = f"redis://{store.address}/0"
         if json:
@@ -32,10 +29,6 @@ def run(*, kafka_port: int, redis_port: int, json: bool) -> None:
             time.sleep(_POLL_SECONDS)
             for server in (broker, store):
                 _check(server)
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _check(server: embedded.Server) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import typer
 
 from featurestore.deferred import spare_pandas
+from onceflow.logs import Logs
+from onceflow.names import worker_name
 from onceflow.settings import Settings
 from onceflow.settings import load as load_settings
 from streams.publisher import Publisher
@@ -20,8 +22,9 @@ def run(*, module: str, mode: str | None, until_end: bool) -> None:
     A replay leaves the models that it ends with in the model store, as champions.
     """
     settings = load_settings(Path.cwd(), os.environ, mode=mode)
-    # To be ready to send takes this half a second: meanwhile the rest is imported.
-    _run(module, settings, Publisher(settings.kafka), until_end=until_end)
+    with Logs(settings, process="worker", worker=worker_name()):
+        # To be ready to send takes this half a second: meanwhile the rest is imported.
+        _run(module, settings, Publisher(settings.kafka), until_end=until_end)
 
 
 def _run(module: str, settings: Settings, publisher: Publisher, *, until_end: bool) -> None:
@@ -36,7 +39,7 @@ def _run(module: str, settings: Settings, publisher: Publisher, *, until_end: bo
     if settings.metrics_port:
         from onceflow.metrics import WorkerCollector, serve_metrics  # noqa: PLC0415 - most do not need it
 
-        serve_metrics(WorkerCollector(worker.stats, worker.processors), settings.metrics_port)
+        serve_metrics(WorkerCollector(worker.stats, worker.processors, worker.lag), settings.metrics_port)
     run_worker(worker, settings)
     learnt = [processor for processor in worker.processors if isinstance(processor, ReplayService)]
     for service in learnt:

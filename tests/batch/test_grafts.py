@@ -21,7 +21,7 @@ from featurestore.plan import compiled
 from featurestore.stores import UNFINISHED, Position
 from tests.batch import stored
 from tests.batch.stored import PARTITIONS, CardPayments, card, payments
-from tests.batch.test_handover import states, streamed
+from tests.batch.test_handover import erased, states, streamed
 from tests.featurestore.helpers import read
 from tests.featurestore.redis_server import SERVERS, RedisServer
 
@@ -207,6 +207,23 @@ def test_history_without_its_beginning_keeps_what_was_kept(history):
 
     old, new = asyncio.run(work())
     assert [{name: row[name] for name in KEPT} for row in new] == [{name: row[name] for name in KEPT} for row in old]
+
+
+def test_a_card_that_was_erased_behind_the_old_states_is_not_taken_over(history):
+    events, forgotten = erased(history, 120)
+
+    async def work():
+        store, whole = MemoryStore(), MemoryStore()
+        await streamed(store, CardPayments, history.filter(history["_offset"] < 70))
+        graft, ends = graft_of(json.loads(json.dumps(CardPayments.spec())), Changed), last_offsets(history)
+        await take_over(graft, events, ends, store, owner="backfill", now=0, forgotten=forgotten)
+        found = {entity for blobs, _ in await states(store, Changed) for entity in blobs}
+        assert (b"sc3" in found, len(found)) == (False, 8)
+        for each in (store, whole):
+            await hand_over(Changed, events, ends, each, owner="more", now=0, forgotten=forgotten)
+        assert await states(store, Changed) == await states(whole, Changed)
+
+    asyncio.run(work())
 
 
 def test_a_worker_that_still_writes_is_noticed(history):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import polars as pl
 import pytest
 
 from batch import handover
@@ -11,6 +12,7 @@ from batch.events import chunks, last_offsets, logs_of
 from batch.handover import hand_over
 from featurestore import FencedError, StateError
 from featurestore.flow import Flow
+from featurestore.forgotten import Forgotten, masked_events
 from featurestore.memory import MemoryStore
 from tests.batch import stored
 from tests.batch.stored import PARTITIONS, CardPayments, ShopPayments
@@ -136,3 +138,19 @@ def test_offsets_without_events_at_the_end_are_covered(payments):
     assert given(CardPayments, payments, store, ends=ends).next == ends
     positions = asyncio.run(store.positions(CardPayments.key, "payments", PARTITIONS))
     assert {p: position.next for p, position in enumerate(positions)} == ends
+
+
+def erased(payments, cut):
+    """The payments with one card erased at an offset, and what is written down of that."""
+    entries = [Forgotten("card", "sc3", ("card",), ("card",), cut, cut)]
+    parts = [masked_events(stored.payments, frame, entries) for frame in logs_of("payments", payments).values()]
+    return pl.concat(parts), dict.fromkeys(range(PARTITIONS), entries)
+
+
+def test_a_card_that_was_erased_behind_the_stored_states_is_gone_after_the_backfill(payments):
+    events, forgotten = erased(payments, 120)
+    store, whole, ends = MemoryStore(), MemoryStore(), last_offsets(payments)
+    asyncio.run(streamed(store, CardPayments, payments.filter(payments["_offset"] < 70)))
+    asyncio.run(hand_over(CardPayments, events, ends, store, owner="backfill", now=0, forgotten=forgotten))
+    given(CardPayments, events, whole, ends=ends)
+    assert asyncio.run(states(store, CardPayments)) == asyncio.run(states(whole, CardPayments))

@@ -1,7 +1,8 @@
 """The long form of the kill tests: `python -m tests.faults --kills 200` prints what was done and what differs.
 
 Workers are killed on the embedded servers, ten to a history, and Redis under a worker, with the end of its log cut off.
-Then groups of workers meet storms of faults, on Apache Kafka where that runs.
+Then groups of workers meet storms of faults, on Apache Kafka where that runs; there it is killed, too, and a history
+lies in transactions and compacted topics.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from types import SimpleNamespace
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.kafka_server import apache_kafka, why_no_kafka
+from benchmarks.kafka_server import why_no_kafka
 from onceflow import embedded
+from tests.faults.broker import Broker
 from tests.faults.kills import Case, Killer, RedisKiller, differences, outcome, produce, undisturbed
-from tests.faults.storms import FAULTS, Storm
+from tests.faults.storms import ENDED, FAULTS, OF_THE_BROKER, Storm
+from tests.faults.transactions import TRANSACTIONS, transacted
 from tests.featurestore.redis_server import RedisServer
 from tests.streams.working import own_servers
 
 KILLS_A_RUN = 10
-FAULTS_A_STORM = 25
+FAULTS_A_STORM = 26
+OUTAGE_SECONDS = 60.0
 AOF = ("--appendonly", "yes", "--appendfsync", "everysec")
 
 
@@ -47,21 +51,28 @@ def main():
                 moments.update(killed)
                 different.update(differences(expected, found))
         storms, wrong = _storms(options, Path(folder))
-    different["states after storms"] = wrong
+    different.update(wrong)
     _print({**moments, **storms}, different)
     return 1 if any(different.values()) else 0
 
 
 def _storms(options, folder):
     """As many faults as kills of workers; how many there were of each kind, and what differs in the end."""
-    done, wrong = Counter(), 0
-    with embedded.kafka() if why_no_kafka() else apache_kafka() as kafka:
+    done, wrong = Counter(), Counter()
+    with embedded.kafka() if why_no_kafka() else Broker(folder / "kafka") as kafka:
+        broker = None if why_no_kafka() else kafka
         for number in range(-(-options.kills // FAULTS_A_STORM)):
             place = folder / f"storm{number}"
-            storm = Storm(kafka.address, place, options.seed + number, options.orders)
-            storm.run(min(FAULTS_A_STORM, options.kills - number * FAULTS_A_STORM))
-            done.update(storm.done)
-            wrong += storm.differences()[0]
+            seed, how = options.seed + number, {"broker": broker, "outage": OUTAGE_SECONDS}
+            with Storm(kafka.address, place, seed, options.orders, **how) as storm:
+                storm.run(min(FAULTS_A_STORM, options.kills - number * FAULTS_A_STORM))
+                done.update(storm.done)
+                wrong["states after storms"] += storm.differences()[0]
+        if broker is not None:
+            with embedded.redis() as store:
+                pair = SimpleNamespace(kafka=kafka.address, redis_url=f"redis://{store.address}/0")
+                found, wrong["transactional topics"] = transacted(pair, folder / "data", options.seed, options.orders)
+                done.update(found)
     return done, wrong
 
 
@@ -86,7 +97,7 @@ def _print(moments, different):
     names = {"starting": "workers killed at their start", "working": "workers killed at work"}
     names |= {"ending": "workers killed when all was stored", "rolled back": "Redis killed, its last writes cut off"}
     names |= {"stopped": "workers that stopped by themselves, as they should", "failed": "... of these in the last run"}
-    for key, text in (names | FAULTS).items():
+    for key, text in (names | FAULTS | OF_THE_BROKER | ENDED | TRANSACTIONS).items():
         table.add_row(text, str(moments.get(key, 0)))
     table.add_section()
     for name, count in different.items():

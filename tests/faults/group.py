@@ -6,9 +6,12 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
+
+from confluent_kafka.admin import AdminClient
 
 from featurestore.online import connect
-from tests.faults.child import start
+from tests.faults.child import FAULTS, start
 from tests.streams.shop import TAG, logs
 from tests.streams.working import in_memory
 
@@ -16,24 +19,45 @@ PARTITIONS, LIMIT_SECONDS = 12, 90
 
 
 class Group:
-    """Workers in processes of their own."""
+    """Workers in processes of their own, worker n with a folder `worker<n>`."""
 
-    def __init__(self, kafka, redis_url, tag, folder, module="tests.faults.definitions"):
+    def __init__(self, kafka, redis_url, tag, folder, *, module="tests.faults.definitions", chunk=500):
         self.folder, self.workers, self.module = folder, [], module
-        names = {"kafka": kafka, "redis": redis_url, "group": f"g-{tag}", "mode": "live", "chunk": "500"}
+        names = {"kafka": kafka, "redis": redis_url, "group": f"g-{tag}", "mode": "live", "chunk": str(chunk)}
         names |= {"mirror": "false", "archive": "false", "session_timeout_ms": "1500"}
         self.environment = {f"ONCEFLOW_{name.upper()}": value for name, value in names.items()} | {TAG: tag}
 
     def join(self):
-        place = self.folder / f"worker{len(self.workers)}"
+        place = self.place(len(self.workers))
         place.mkdir()
-        environment = self.environment | {"ONCEFLOW_DATA": str(place / "data")}
+        environment = self.environment | {"ONCEFLOW_DATA": str(place / "data"), FAULTS: str(place)}
         self.workers.append(start(["worker", "-m", self.module], place / "log", environment))
 
+    def place(self, number):
+        return self.folder / f"worker{number}"
+
+    def memory(self, number):
+        """What a worker holds in memory, in MB."""
+        pages = Path(f"/proc/{self.workers[number].pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") >> 20
+
     def leave(self, number, how):
-        os.kill(self.workers[number].pid, how)
+        if self.workers[number].exitcode is None:
+            os.kill(self.workers[number].pid, how)
         self.workers[number].join(LIMIT_SECONDS)
         return self.workers[number].exitcode
+
+    def replace(self, number, how):
+        """Have a worker leave; returns when its successor is the group's member in its place."""
+        self.leave(number, how)
+        until(lambda: self._members() == len(self.alive), self)
+        self.join()
+        until(lambda: self._members() == len(self.alive), self)
+
+    def _members(self):
+        name = self.environment["ONCEFLOW_GROUP"]
+        admin = AdminClient({"bootstrap.servers": self.environment["ONCEFLOW_KAFKA"]})
+        return len(admin.describe_consumer_groups([name])[name].result(20).members)
 
     @property
     def alive(self):
@@ -45,6 +69,11 @@ class Group:
         for number in alive:
             os.kill(self.workers[number].pid, signal.SIGCONT)
         return [self.leave(number, signal.SIGTERM) for number in alive]
+
+    def end(self):
+        """Kill those that are left."""
+        for number in self.alive:
+            self.leave(number, signal.SIGKILL)
 
     def said(self):
         return "\n".join(path.read_text()[-2_000:] for path in self.folder.glob("worker*/log"))

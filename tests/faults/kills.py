@@ -15,7 +15,7 @@ import redis
 from learner import snapshot
 from learner.loop import ServiceLoop
 from tests.faults.child import start
-from tests.streams.shop import TAG, history, produce, shop, with_repeats
+from tests.streams.shop import TAG, history, produce, shop, with_erasures, with_repeats
 from tests.streams.working import messages, own_servers, settings_of, stored, table, work
 
 LIMIT_SECONDS = 60
@@ -31,11 +31,14 @@ class Case:
     chunk: int = 600
     grid: int = 2_000
     seed: int = 0
+    erasing: bool = False
     records: list = field(init=False)
 
     def __post_init__(self):
         self.definitions = shop(self.tag)
         self.records = with_repeats(history(self.tag, self.orders, seed=self.seed))
+        if self.erasing:
+            self.records = with_erasures(self.tag, self.records, seed=self.seed)
 
     def settings(self, pair, data):
         return settings_of(pair, self.tag, data, chunk=self.chunk, grid=self.grid)

@@ -11,7 +11,9 @@ from collections import Counter
 
 import redis
 
+from tests.faults.child import FAILING, STUCK
 from tests.faults.group import PARTITIONS, Group, differences, reached, until, wanted
+from tests.faults.proxy import Proxy
 from tests.featurestore.redis_server import RedisServer
 from tests.streams.shop import history, produce, shop, with_repeats
 
@@ -22,17 +24,31 @@ FAULTS = {
     "restarted": "workers told to stop, and others started",
     "zombie": "workers frozen for longer than their session, then let go on",
     "cut": "connections to Redis cut",
+    "uncertain": "commits to Redis cut off from their worker, before or after they were done",
     "slow": "Redis silent for up to a second",
+    "delayed": "replies of Redis 50 ms late for a while",
     "script": "scripts forgotten by Redis",
     "joined": "workers that joined in the middle of a rebalance",
+    "failed": "workers in which a prediction failed",
+    "stuck": "workers whose models were stuck for a while",
 }
+OF_THE_BROKER = {
+    "broker": "Kafka killed and started again",
+    "outage": "... after some time without it",
+}
+ENDED = {"ended": "workers in storms that ended by themselves, though no prediction failed"}
 
 
 class Storm:
-    """A group of workers over one topic set, a Redis of its own, and a sequence of faults."""
+    """A group of workers over one topic set, a Redis of its own, and a sequence of faults.
 
-    def __init__(self, kafka, folder, seed, orders=1_200):
-        self.rng, self.kafka = random.Random(seed), kafka
+    `kinds` are those that it is made of; those of the broker need a `broker`. `outage` is how long (seconds) that one
+    is away then, at most.
+    """
+
+    def __init__(self, kafka, folder, seed, orders=1_200, *, kinds=tuple(FAULTS), broker=None, outage=5.0, chunk=500):
+        self.rng, self.kafka, self.broker, self.outage = random.Random(seed), kafka, broker, outage
+        self.kinds = [*kinds, *(OF_THE_BROKER if broker is not None else ())]
         self.tag = secrets.token_hex(4)
         self.definitions = shop(self.tag)
         self.records = with_repeats(history(self.tag, orders, seed=seed, partitions=PARTITIONS))
@@ -40,41 +56,91 @@ class Storm:
         (folder / "redis").mkdir(parents=True)
         (folder / "group").mkdir()
         self.server = RedisServer("bundled", folder / "redis")
-        self.group = Group(kafka, self.server.url, self.tag, folder / "group")
+        self.proxy = Proxy(self.server.port, seed)
+        self.group = Group(kafka, "", self.tag, folder / "group", chunk=chunk)
+
+    def __enter__(self):
+        self.server.start()
+        self.proxy.__enter__()
+        self.group.environment["ONCEFLOW_REDIS"] = self.proxy.url
+        return self
+
+    def __exit__(self, *_):
+        self.group.end()
+        self.proxy.__exit__()
+        self.server.kill()
 
     def run(self, faults):
         """Do as many faults as told, every kind in turn in an order of its own, then wait until all has been folded."""
-        self.server.start()
-        produce(self.kafka, self.tag, self.records[:100], partitions=PARTITIONS)
-        for _ in range(3):
-            self.group.join()
+        self.begin()
         cut = [100 + (len(self.records) - 100) * i // faults for i in range(faults + 1)]
         kinds = []
         for number in range(faults):
-            kinds = kinds or self.rng.sample(list(FAULTS), len(FAULTS))
-            produce(self.kafka, self.tag, self.records[cut[number] : cut[number + 1]], partitions=PARTITIONS)
+            kinds = kinds or self.rng.sample(self.kinds, len(self.kinds))
+            half = (cut[number] + cut[number + 1]) // 2
+            self.produce(self.records[cut[number] : half])
             time.sleep(self.rng.random())
-            self._do(kinds.pop())
-        views, ends = list(self.definitions.views.values()), wanted(self.definitions, self.records)
+            self._do(kinds.pop(), self.records[half : cut[number + 1]])
         self._enough()
+        self.settle()
+        spared = self.group.folder.glob(f"*/{FAILING}")  # workers that had nothing left to predict
+        self.done["failed"] -= len(list(spared))
+        self.done["uncertain"] = self.proxy.cuts.total()
+        ended = sum(worker.exitcode == 1 for worker in self.group.workers)
+        self.done["ended"] = ended - self.done["failed"]
+
+    def begin(self, workers=3):
+        """Start workers, with some records to begin with."""
+        self.produce(self.records[:100])
+        for _ in range(workers):
+            self.group.join()
+
+    def produce(self, records):
+        produce(self.kafka, self.tag, records, partitions=PARTITIONS)
+
+    def settle(self):
+        """Wait until all has been folded, then stop the workers; whether each stopped in order."""
+        self.until_folded(self.records)
+        return self.group.stop()
+
+    def until_folded(self, records):
+        """Wait until these records, the first ones, have been folded."""
+        views, ends = list(self.definitions.views.values()), wanted(self.definitions, records)
         until(lambda: all(reached(self.server.url, views)[at] >= end for at, end in ends.items()), self.group)
-        self.group.stop()
 
     def differences(self):
-        """What differs from a replay, of how much; the Redis is gone afterwards."""
-        try:
-            return differences(self.definitions, self.records, self.server.url)
-        finally:
-            self.server.kill()
+        """What differs from a replay, of how much."""
+        return differences(self.definitions, self.records, self.server.url)
 
     def _enough(self):
         """A worker may stop with an error, as those that were fenced or met a gap should; others take its place."""
         while len(self.group.alive) < FEWEST:
             self.group.join()
 
-    def _do(self, kind):
+    def _do(self, kind, records):
+        """Do a fault, and produce records while its effects last."""
         self._enough()
         worker = self.rng.choice(self.group.alive)
+        if kind in OF_THE_BROKER:
+            self.broker.kill()
+            time.sleep(self.rng.uniform(0.5, 1) * self.outage if kind == "outage" else 0)
+            self.broker.start()
+        elif kind in ("failed", "stuck"):
+            self._hold_up(worker, FAILING if kind == "failed" else STUCK)
+        elif kind in ("uncertain", "delayed"):
+            self.proxy.share, self.proxy.delay = (0.7, 0.0) if kind == "uncertain" else (0.0, 0.05)
+        elif kind in ("cut", "slow", "script"):
+            with self.server.admin() as admin:
+                self._disturb(admin, kind)
+        else:
+            self._signal(worker, kind)
+        self.produce(records)
+        if self.proxy.share or self.proxy.delay:
+            time.sleep(1 + self.rng.random())
+            self.proxy.share = self.proxy.delay = 0.0
+        self.done[kind] += 1
+
+    def _signal(self, worker, kind):
         if kind == "killed":
             self.group.leave(worker, signal.SIGKILL)
         elif kind == "restarted":
@@ -84,15 +150,18 @@ class Storm:
             os.kill(self.group.workers[worker].pid, signal.SIGSTOP)
             time.sleep(SESSION_SECONDS * self.rng.uniform(1.5, 3))
             os.kill(self.group.workers[worker].pid, signal.SIGCONT)
-        elif kind == "joined":
+        else:
             if len(self.group.alive) < MOST:
                 self.group.join()
             time.sleep(self.rng.random())
             self.group.leave(worker, signal.SIGKILL)
-        else:
-            with self.server.admin() as admin:
-                self._disturb(admin, kind)
-        self.done[kind] += 1
+
+    def _hold_up(self, worker, how):
+        """Models get stuck for a while; a prediction fails when there is one to make, now or later."""
+        (self.group.place(worker) / how).touch()
+        if how == STUCK:
+            time.sleep(2 * self.rng.random())
+            (self.group.place(worker) / how).unlink()
 
     def _disturb(self, admin, kind):
         for _ in range(self.rng.randrange(1, 5)):

@@ -117,7 +117,7 @@ def test_workers_killed_while_they_join_live_lose_and_double_no_pair(pair, tmp_p
 @pytest.mark.timeout(240)
 def test_workers_of_a_group_that_come_and_go_lose_and_double_no_pair(pair, tmp_path):
     case, rng = Case(secrets.token_hex(4), 3_000, "live", partitions=6), random.Random(5)
-    group = Group(pair.kafka, pair.redis_url, case.tag, tmp_path, MODULE)
+    group = Group(pair.kafka, pair.redis_url, case.tag, tmp_path, module=MODULE)
     third = len(case.records) // 3
     thirds = case.records[:third], case.records[third : 2 * third], case.records[2 * third :]
     with redis.Redis.from_url(pair.redis_url) as client:

@@ -35,6 +35,17 @@ def test_ten_killed_workers_leave_what_one_undisturbed_worker_leaves(pair, case,
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+def test_workers_killed_around_erasures_leave_what_one_undisturbed_worker_leaves(pair, tmp_path):
+    case = Case(secrets.token_hex(4), orders=600, chunk=100, grid=500, erasing=True)
+    expected = undisturbed(case, tmp_path / "undisturbed")
+    produce(pair.kafka, case.tag, case.records)
+    killer = Killer(case, pair, tmp_path / "killed")
+    killer.run(kills=10, seed=5)
+    assert differences(expected, outcome(case, pair, tmp_path / "killed")) == dict.fromkeys(expected, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_redis_that_is_killed_and_loses_its_last_writes_loses_nothing(case, expected, tmp_path):
     log = ("--appendonly", "yes", "--appendfsync", "everysec")
     with RedisServer("bundled", tmp_path, *log) as server, own_servers() as servers:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from featurestore import Entity, Source, view
-from featurestore.engine import NO_ENTITY, ViewState
+from featurestore import Entity, Source, kernel, view
+from featurestore.engine import NO_ENTITY, ViewState, words_of
 from featurestore.expressions import TYPES
 from featurestore.frames import META, checked_events, entity_codes, feature_columns, lane_inputs, with_derived
 from featurestore.kernel import Steps
@@ -129,3 +129,8 @@ def restored(state):
             (number,) = fresh.number([entity])
             fresh.load(int(number), partition, blobs[entity])
     return fresh
+
+
+def within(blob, change):
+    """A stored state whose words, as bytes, are changed before they are squeezed."""
+    return kernel.squeezed(np.frombuffer(change(words_of(blob).tobytes()), np.int64)).tobytes()

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from featurestore.online import connect
+
 SERVERS = ["bundled", "system"]
 
 
@@ -27,6 +29,16 @@ def binary(which):
     if not found:
         pytest.skip(f"no {which} redis-server on this machine")
     return found
+
+
+@contextlib.asynccontextmanager
+async def opened(url, patience):
+    """A store at an address, closed at the end."""
+    store = connect(url, patience)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 class RedisServer:

@@ -27,7 +27,7 @@ from featurestore.errors import DefinitionError, FormatError
 from featurestore.kernel import layout
 from featurestore.texts import MAX_TEXT
 from tests.featurestore.closeness import INT64
-from tests.featurestore.helpers import NOON, PARTITIONS, do, event, made, numbered, read, restored, state_of
+from tests.featurestore.helpers import NOON, PARTITIONS, do, event, made, numbered, read, restored, state_of, within
 
 
 def over(aggregate, *values, column="x", windows=("5s",), **others):
@@ -320,8 +320,7 @@ def test_a_stored_bag_with_what_no_bag_has_is_refused(aggregate, key, counted):
     state = state_of(made({"f": aggregate}, windows=["lifetime"]))
     do(state, [event(NOON, x=1.0)])
     (blob,) = state.blobs(0).values()
-    words = np.frombuffer(blob, np.int64).copy()
-    words[layout.HEAD + 2 :] = key, counted
+    told = np.array([key, counted]).tobytes()
     with pytest.raises(FormatError, match="rebuild"):
-        state.load(0, 0, words.tobytes())
+        state.load(0, 0, within(blob, lambda words: words[: 8 * layout.HEAD + 16] + told))
     assert state.blobs(0) == {b"sa": blob}

@@ -14,14 +14,11 @@ from hypothesis import strategies as st
 
 from featurestore import Source
 from featurestore.confluent import ids_of, loader_of, plain
-from featurestore.decoding import MAX_TIME
 from featurestore.errors import ConfigError, UnavailableError
 from featurestore.formats import decode
 from featurestore.schema_registry import SchemaRegistry
 from tests import schema_registry
-
-SCHEMA = {"id": str, "at": "timestamp[ms]", "n": int, "x": float, "ok": bool, "note": str}
-GOOD = {"id": "a", "at": 1_700_000_000_000, "n": 1, "x": 1.5, "ok": True, "note": "hi"}
+from tests.featurestore.payments import GOOD, SCHEMA, framed, payments
 
 
 def record(*fields):
@@ -50,10 +47,6 @@ def source(kind="avro", **options):
     return Source("payments", schema=SCHEMA, event_time="at", key="id", format=kind, **options)
 
 
-def framed(number, content):
-    return b"\0" + number.to_bytes(4, "big") + content
-
-
 def avro(schema, event, number=1):
     out = io.BytesIO()
     fastavro.schemaless_writer(out, fastavro.parse_schema(schema), event)
@@ -64,21 +57,8 @@ def loaders(**extra):
     return {1: loader_of("AVRO", json.dumps(FIRST)), 2: loader_of("AVRO", json.dumps(LATER)), **extra}
 
 
-events = st.fixed_dictionaries(
-    {
-        "id": st.text(min_size=1, max_size=9),
-        "at": st.integers(0, MAX_TIME),
-        "n": st.none() | st.integers(-(2**63), 2**63 - 1),
-        "x": st.none() | st.floats(allow_nan=False, allow_infinity=False),
-        "ok": st.none() | st.booleans(),
-        "note": st.none() | st.text(max_size=9),
-    }
-)
-
-
-@given(st.lists(events, max_size=9))
+@given(st.lists(payments, max_size=9))
 def test_avro_gives_the_columns_of_the_same_events_as_json(rows):
-    rows = [{name: row[name] for name in SCHEMA} for row in rows]
     decoded = decode(source(), [avro(FIRST, row) for row in rows], loaders())
     assert decoded.rejects == []
     assert repr(decoded.frame.to_dicts()) == repr(rows)
@@ -168,12 +148,36 @@ def test_a_registry_is_asked_for_each_schema_once():
         assert decode(source(), [avro(FIRST, GOOD)], found).frame.to_dicts() == [GOOD]
 
 
+def test_what_a_schema_refers_to_is_asked_of_the_registry():
+    money = {"type": "record", "name": "shop.Money", "fields": [{"name": "x", "type": "double"}]}
+    total = {"type": "record", "name": "shop.Total", "fields": [{"name": "of", "type": "shop.Money"}]}
+    paid = record(("id", "string"), ("at", "long"), ("total", "shop.Total"), ("fee", "shop.Money"))
+    references = [{"name": each, "subject": each, "version": 1} for each in ("shop.Money", "shop.Total")]
+    schemas = {
+        1: ("AVRO", json.dumps(paid), *references[::-1]),
+        2: ("AVRO", json.dumps(total), references[0]),
+        3: ("AVRO", json.dumps(money)),
+        4: ("JSON", "{}", {"name": "n", "subject": "nobody's", "version": 1}),
+    }
+    with schema_registry.running(schemas, {"shop.Total/1": 2, "shop.Money/1": 3}) as server:
+        found = SchemaRegistry(server.url).loaders({1, 4})
+        assert server.asked == [1, 2, 3, 4]
+    event = {"id": "a", "at": 5, "total": {"of": {"x": 1.5}}, "fee": {"x": 0.5}}
+    out, named = io.BytesIO(), {}
+    for each in (money, total, paid):
+        schema = fastavro.parse_schema(each, named)
+    fastavro.schemaless_writer(out, schema, event)
+    decoded = decode(source(fields={"x": "total.of.x"}), [framed(1, out.getvalue())], found)
+    assert decoded.frame.row(0)[:4] == ("a", 5, None, 1.5)
+
+
 def test_schemas_that_are_unknown_or_of_no_use_are_left_out(caplog):
-    schemas = {4: ("PROTOBUF", "syntax"), 5: ("AVRO", "no json"), 6: ("AVRO", '{"type": "nothing"}')}
+    schemas = {4: ("THRIFT", "struct"), 5: ("AVRO", "no json"), 6: ("AVRO", '{"type": "nothing"}')}
     with schema_registry.running(schemas) as server:
         assert SchemaRegistry(server.url).loaders({4, 5, 6, 7}) == {}
-    assert "schemas of type PROTOBUF are not supported" in caplog.text
-    assert "has no schema 7" in caplog.text
+    told = {record.schema: (record.getMessage(), str(getattr(record, "error", ""))) for record in caplog.records}
+    assert "schemas of type THRIFT are not supported" in told[4][1]
+    assert told[7] == ("a schema cannot be used", "there is no schemas/ids/7")
 
 
 def test_a_registry_that_is_away_or_refuses_is_an_error_that_tells_no_secret():

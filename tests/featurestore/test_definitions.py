@@ -222,6 +222,11 @@ def test_a_hop_wider_than_its_window_is_refused():
         ({"lateness": "soon"}, r"'soon' is no duration"),
         ({"max_lead": "0s"}, r"'0s' is no duration"),
         ({"partitioner": "md5"}, r"partitioner must be one of murmur2, crc32, or left out"),
+        ({"grown_from": [4]}, r"without a partitioner all partitions are read; leave grown_from out"),
+        (
+            {"partitioner": "crc32", "grown_from": [0]},
+            r"grown_from lists numbers of partitions, .* not \[0\]",
+        ),
         ({"derive": {"amount": col("amount") * 2}}, r"derived column 'amount' is already there; choose another name"),
         ({"derive": {"x": col("amunt") * 2}}, r"derived column 'x': there is no column 'amunt'; did you mean"),
         ({"derive": {"x": col("amount").shift()}}, r"derived column 'x': .* more than its own row"),

@@ -41,15 +41,16 @@ from featurestore import (
     TopK,
     Var,
     col,
+    kernel,
     last,
     oracle,
     session,
     window,
 )
-from featurestore.engine import NO_ENTITY, ViewState
+from featurestore.engine import NO_ENTITY, ViewState, words_of
 from featurestore.errors import FormatError
 from featurestore.frames import lane_inputs
-from featurestore.kernel import Steps, layout
+from featurestore.kernel import Steps, compacting, layout
 from featurestore.keys import encode_entity
 from featurestore.plan import compiled
 from tests.featurestore.closeness import INT64, REAL, WHOLE, assert_close
@@ -70,6 +71,7 @@ from tests.featurestore.helpers import (
     state_of,
     stored,
     values_of,
+    within,
 )
 
 SOURCES = [
@@ -175,6 +177,11 @@ def scenarios(draw):
     return chosen, [next(events) if isinstance(each, dict) else each for each in work]
 
 
+def changed(state):
+    """The states written to since the last time, by partition and entity."""
+    return {(c.partition, e): bytes(b) for c in state.take_changes() for e, b in zip(c.entities, c.blobs, strict=True)}
+
+
 @settings(max_examples=150, deadline=None)
 @given(scenarios())
 def test_the_engine_equals_the_oracle(scenario):
@@ -199,17 +206,23 @@ def test_the_engine_equals_the_oracle(scenario):
             assert_close(got[feature.name], want[feature.name], feature, inputs)
 
 
+CUTS = st.lists(st.tuples(st.integers(0, 20), st.sampled_from(["go on", "restart", "compact"])), max_size=6)
+
+
 @settings(max_examples=150, deadline=None)
-@given(scenarios(), st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=6))
-def test_no_cut_into_batches_and_no_restart_changes_a_bit(scenario, cuts):
+@given(scenarios(), CUTS)
+def test_no_cut_into_batches_no_restart_and_no_move_changes_a_bit(scenario, cuts):
     chosen, work = scenario
     whole = state_of(chosen)
     want = bits(whole, work)
     state, got, begin = state_of(chosen), [], 0
-    for end, restart in [*sorted(cuts), (len(work), True)]:
+    for end, how in [*sorted(cuts), (len(work), "compact"), (len(work), "restart")]:
         got += bits(state, work[begin:end])
         begin = max(begin, min(end, len(work)))
-        state = restored(state) if restart else state
+        if how == "restart":
+            state = restored(state)
+        elif how == "compact":
+            kernel.compact(state._words, state._slots)
     assert got == want
     assert stored(state) == stored(whole)
 
@@ -221,8 +234,7 @@ def test_changes_hold_every_state_that_was_written_and_no_other(scenario):
     state, held = state_of(chosen), {}
     for each in work:
         do(state, [each])
-        for change in state.take_changes():
-            held |= {(change.partition, e): bytes(b) for e, b in zip(change.entities, change.blobs, strict=True)}
+        held |= changed(state)
     assert state.take_changes() == []
     assert held == {(p, e): blob for p in range(PARTITIONS) for e, blob in state.blobs(p).items()}
 
@@ -261,6 +273,29 @@ def test_a_long_state_loads_into_a_pool_that_is_still_small():
     fresh = restored(state)
     assert stored(fresh) == stored(state)
     assert fresh._words[layout.USED] <= len(fresh._words)
+
+
+def test_memory_is_made_compact_rather_than_larger_and_knows_what_is_not_stored_yet(monkeypatch):
+    monkeypatch.setattr(compacting, "PIECE", 4_096)
+    chosen = made({"n": Count(), "low": Min("i")}, windows=["5m", "1h"])
+    state = state_of(chosen)
+    events = numbered(
+        event(NOON + 90_000 * turn + 10 * n, partition=n % PARTITIONS, k=f"k{n}", i=turn)
+        for turn in range(6)
+        for n in range(3_000)
+    )
+    do(state, events[:-4_000])
+    assert len(changed(state)) == 3_000
+    do(state, events[-4_000:])
+    kernel.compact(state._words, state._slots)
+    heads = np.count_nonzero(state._slots) * state.plan.head_words
+    tiles = sum(len(words_of(blob)) for p in range(PARTITIONS) for blob in state.blobs(p).values())
+    assert state._words[layout.USED] - state._words[layout.BEGIN] < heads + 2 * tiles
+    assert len(state._words) < 3 * (heads + tiles)
+    assert changed(state) == {(p, e): blob for p in range(PARTITIONS) for e, blob in state.blobs(p).items()}
+    whole = state_of(chosen)
+    do(whole, events)
+    assert stored(state) == stored(whole)
 
 
 @pytest.mark.parametrize(
@@ -403,10 +438,9 @@ def blob():
         lambda blob: blob[:-8],
         lambda blob: blob + bytes(8),
         lambda blob: bytes([1]) + blob[1:],
-        lambda blob: blob[:8] + bytes(8) + blob[16:],
-        lambda blob: blob[:24] + (10**6).to_bytes(8, "little") + blob[32:],
-        lambda blob: blob[:24] + (-1).to_bytes(8, "little", signed=True) + blob[32:],
-        lambda blob: blob[:40] + blob[72:104] + blob[40:72] + blob[104:],
+        lambda blob: blob[:4] + bytes([blob[4] ^ 1]) + blob[5:],
+        lambda blob: blob[:7] + b"\x7f" + blob[8:],
+        lambda blob: blob[:8] + b"\xff" * 8 + blob[16:],
         lambda blob: b"\x93NUMPY" + bytes(58),
     ],
 )
@@ -417,6 +451,44 @@ def test_a_damaged_or_foreign_blob_is_refused_and_changes_nothing(blob, damage):
     with pytest.raises(FormatError, match=r"state of made@\w+, entity sa, .* rebuild"):
         state.load(0, 0, damage(blob))
     assert state.blobs(0) == {b"sa": blob}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda words: words[:8],
+        lambda words: words[:-8],
+        lambda words: words + bytes(8),
+        lambda words: bytes([1]) + words[1:],
+        lambda words: words[:8] + bytes(8) + words[16:],
+        lambda words: words[:24] + (10**6).to_bytes(8, "little") + words[32:],
+        lambda words: words[:24] + (-1).to_bytes(8, "little", signed=True) + words[32:],
+        lambda words: words[:40] + words[72:104] + words[40:72] + words[104:],
+    ],
+)
+def test_a_state_whose_words_cannot_be_is_refused_and_changes_nothing(blob, damage):
+    state = state_of(made({"n": Count(), "x": Sum("x")}, windows=["5s", "1h"]))
+    state.number([encode_entity(("a",))])
+    state.load(0, 0, blob)
+    with pytest.raises(FormatError, match=r"state of made@\w+, entity sa, .* rebuild"):
+        state.load(0, 0, within(blob, damage))
+    assert state.blobs(0) == {b"sa": blob}
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-INT64, INT64 - 1) | st.integers(-1, 3), min_size=1, max_size=200))
+def test_words_are_what_they_were_after_they_were_squeezed(words):
+    given_words = np.array([words[0] & 0xFFFFFFFF, *words[1:]], np.int64)
+    short = kernel.squeezed(given_words)
+    assert np.array_equal(kernel.expanded(short), given_words)
+    assert len(short) <= kernel.room_for(len(words))
+
+
+def test_a_state_of_tiles_with_one_event_is_stored_in_half_of_its_words():
+    state = state_of(made({"n": Count(), "x": Sum("x"), "low": Min("x"), "std": Std("x")}, windows=["5m", "1h", "1d"]))
+    do(state, numbered(event(NOON + 1_800_000 * n, x=n / 3) for n in range(20)))
+    (blob,) = state.blobs(0).values()
+    assert 2 * len(blob) < 8 * len(words_of(blob))
 
 
 @settings(deadline=None)

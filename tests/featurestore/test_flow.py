@@ -79,15 +79,20 @@ def logs_of(events):
     return {at: frame_of(TOPICS[at[0]], mine) for at, mine in rows.items()}
 
 
-def chunks_of(logs, rng, starts=None):
-    """The logs in merged order, cut as the random numbers have it, each partition from its start on."""
+def chunks_of(logs, rng, starts=None, erasures=()):
+    """The logs in merged order, cut as the random numbers have it, each partition from its start on.
+
+    Of an offset that is an erasure's there is no event.
+    """
     aligner = Aligner({"events": 0, "asks": 1})
     for at, frame in logs.items():
         start = (starts or {}).get(at, 0)
         before = frame[:start]["_time"]
         aligner.assign({at: before.max() if len(before) else None})
-        if start < len(frame):
-            aligner.push(at, frame[start:], start, len(frame))
+        mine = [each for each in erasures if (each.topic, each.partition) == at]
+        end = max([start, *(each.offset + 1 for each in mine), *(frame["_offset"][-1:] + 1)])
+        if start < end:
+            aligner.push(at, frame[start:], start, end, mine)
         aligner.drain(at)
     while (chunk := aligner.take(rng.randint(1, 9))) is not None:
         yield chunk
@@ -119,6 +124,8 @@ class Run:
             for change in changes:
                 for entity, blob in zip(change.entities, change.blobs, strict=True):
                     self.blobs[key, change.partition, entity] = bytes(blob)
+                for entity in change.erased:
+                    self.blobs.pop((key, change.partition, entity), None)
         for key, each in self.flow.views.items():
             for at, (_, end) in chunk.spans.items():
                 if at[0] == each.source.name:

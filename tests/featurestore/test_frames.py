@@ -81,6 +81,13 @@ def test_entity_codes_point_to_the_encoded_keys_of_their_rows(rows):
     assert len(set(keys)) == len(keys)
 
 
+@given(st.lists(st.integers(-5, 5) | st.sampled_from([-(2**63), 2**63 - 1, 2**62]), max_size=40))
+def test_one_column_of_integers_is_numbered_by_value_however_far_apart_they_lie(values):
+    codes, keys = entity_codes(pl.DataFrame({"i": values}, schema={"i": pl.Int64}), ["i"])
+    assert [keys[code] for code in codes.tolist()] == [encode_entity((value,)) for value in values]
+    assert len(set(keys)) == len(keys) == len(set(values))
+
+
 def test_entities_of_many_wide_columns_are_told_apart():
     rng = np.random.default_rng(0)
     frame = pl.DataFrame({f"k{i}": rng.permutation(3_000) for i in range(6)})

@@ -8,6 +8,7 @@ import logging
 import random
 import threading
 import time
+from functools import partial
 
 import pytest
 import redis
@@ -17,11 +18,13 @@ from featurestore.errors import ConfigError, FormatError, GapError, StateError, 
 from featurestore.keys import key_prefix, position_key
 from featurestore.online import Commit, Position, connect
 from featurestore.stores import DROPPING
+from tests.featurestore import redis_server
 from tests.featurestore.helpers import NOON, do, event, made, numbered, read, state_of
 from tests.featurestore.redis_server import SERVERS, CuttingProxy, RedisServer
 
 VIEW = "activity@c0ffee"
 ENTITIES = [b"i%d" % i for i in range(40)]
+opened = partial(redis_server.opened, patience=5.0)
 
 
 @pytest.fixture(params=SERVERS)
@@ -34,15 +37,6 @@ def server(request, tmp_path):
 def durable(request, tmp_path):
     with RedisServer(request.param, tmp_path, "--appendonly", "yes", "--appendfsync", "no") as running:
         yield running
-
-
-@contextlib.asynccontextmanager
-async def opened(url, patience=5.0):
-    store = connect(url, patience)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def step(start, upto, ttl=None):
@@ -178,10 +172,11 @@ def test_an_outage_is_logged_once_without_a_traceback_and_ends_in_one_clear_line
     where = f"127.0.0.1:{server.port}"
     assert message.startswith(f"cannot reach Redis at {where}: ")
     assert "\n" not in message
-    lines = [record.getMessage() for record in caplog.records]
-    assert [line.split(":")[0] for line in lines].count("cannot reach Redis at 127.0.0.1") == 2
-    assert lines[-1] == f"Redis at {where} serves again"
-    assert "secret" not in "".join([message, *lines])
+    told = [(record.getMessage(), record.redis) for record in caplog.records]
+    assert told == [("Redis does not serve, trying again", where)] * 2 + [("Redis serves again", where)]
+    errors = [str(record.error) for record in caplog.records[:2]]
+    assert all(error.startswith(f"cannot reach Redis at {where}: ") for error in errors)
+    assert "secret" not in "".join([message, *errors])
     assert not any(record.exc_info for record in caplog.records)
 
 

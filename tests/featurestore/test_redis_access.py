@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from featurestore.errors import ConfigError
 from featurestore.keys import position_key
-from featurestore.online import Commit, Position, connect
+from featurestore.online import Commit, Position
+from tests.featurestore import redis_server
 from tests.featurestore.redis_cluster import SLOTS, RedisCluster
 from tests.featurestore.redis_sentinel import Sentinel
 from tests.featurestore.redis_server import SERVERS, RedisServer
 
 VIEW = "activity@c0ffee"
 ENTITIES = [b"i%d" % i for i in range(20)]
+opened = partial(redis_server.opened, patience=0)
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
-
-
-@contextlib.asynccontextmanager
-async def opened(url, patience=0):
-    store = connect(url, patience)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 async def written(store):
@@ -38,7 +31,9 @@ async def written(store):
     for topic in ("t", "dropped"):
         await store.claim(VIEW, topic, 0, "me")
         blobs = [b"x"] * len(ENTITIES)
-        await store.commit([Commit(VIEW, topic, 0, "me", 0, 1, 1, ENTITIES, blobs, 60_000, first=True)])
+        commit = Commit(VIEW, topic, 0, "me", 0, 1, 1, ENTITIES, blobs, 60_000, first=True, erased=[b"sgone"])
+        await store.commit([commit])
+        await store.erase(VIEW, topic, 0, [b"sgone"])
     await store.drop(VIEW, "dropped", 0)
     await seen(store)
 

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 
 import pytest
 
 from featurestore.errors import ConfigError, UnavailableError
 from featurestore.keys import position_key
-from featurestore.online import Commit, Position, connect
+from featurestore.online import Commit, Position
 from featurestore.redis_nodes import ClusterNodes, nodes_of
+from tests.featurestore import redis_server
 from tests.featurestore.redis_cluster import RedisCluster
 from tests.featurestore.redis_sentinel import Watched
 from tests.featurestore.redis_server import RedisServer
 
 VIEW = "activity@c0ffee"
 ENTITIES = [b"i%d" % i for i in range(20)]
+opened = partial(redis_server.opened, patience=10.0)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     with RedisCluster("bundled", tmp_path_factory.mktemp("cluster")) as running:
         yield running
-
-
-@contextlib.asynccontextmanager
-async def opened(url, patience=10.0):
-    store = connect(url, patience)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def step(topic, partition, start, upto):

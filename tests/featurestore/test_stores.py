@@ -111,6 +111,32 @@ def test_a_commit_stores_states_and_position_together(rig):
     run(rig, body)
 
 
+def test_what_a_commit_erases_is_gone_with_the_position_that_it_sets(rig):
+    async def body(store, view):
+        await store.claim(view, "t", 0, "me")
+        await store.commit([batch(view, 0, 10, {b"sa": b"1", b"sb": b"2", HOSTILE[0]: b"3"})])
+        await store.commit([batch(view, 10, 20, {b"sc": b"4"}, erased=[b"sa", HOSTILE[0], b"snever"], ttl=60_000)])
+        assert {entity: blob async for entity, blob in store.scan(view, "t", 0)} == {b"sb": b"2", b"sc": b"4"}
+        assert await store.positions(view, "t", 1) == [Position(20, 1020)]
+        with pytest.raises(GapError):
+            await store.commit([batch(view, 10, 25, {}, erased=[b"sb"])])
+        assert await store.read(view, "t", 1, [b"sb"]) == [[b"2"]]
+
+    run(rig, body)
+
+
+def test_states_that_nobody_folds_are_erased_by_name(rig):
+    async def body(store, view):
+        await store.claim(view, "t", 0, "me")
+        await store.commit([batch(view, 0, 10, {b"sa": b"1", b"sb": b"2"})])
+        assert await store.erase(view, "t", 0, [b"sa", b"snever"]) == 1
+        assert await store.erase(view, "t", 1, [b"sb"]) == 0
+        assert {entity: blob async for entity, blob in store.scan(view, "t", 0)} == {b"sb": b"2"}
+        assert await store.positions(view, "t", 1) == [Position(10, 1010)]
+
+    run(rig, body)
+
+
 def test_hostile_entities_have_states_of_their_own(rig):
     async def body(store, view):
         await store.claim(view, "t", 0, "me")

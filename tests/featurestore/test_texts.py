@@ -10,17 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore import CountBy, Distinct, FirstN, Histogram, Last, LastN, last, session
+from featurestore.engine import words_of
 from featurestore.errors import FormatError
 from featurestore.kernel.lexicon import number_of
 from featurestore.texts import MAX_TEXT, Texts, code_of, read_texts
-from tests.featurestore.helpers import NOON, bits, do, event, made, numbered, read, restored, state_of, stored
+from tests.featurestore.helpers import NOON, bits, do, event, made, numbered, read, restored, state_of, stored, within
 
 VIEW = {"by": CountBy("s", bound=2), "first": FirstN("s", n=2), "last": Last("s")}
 
 
 def texts_of(blob, runs):
     """The texts behind a state's runs, which end `runs` words before its end."""
-    return read_texts(np.frombuffer(blob, np.int64)[-runs:])
+    return read_texts(words_of(blob)[-runs:])
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_a_state_whose_texts_are_missing_or_damaged_is_refused(state, damage):
     fresh = state_of(state.plan.view)
     fresh.number([b"sa"])
     with pytest.raises(FormatError, match="rebuild"):
-        fresh.load(0, 0, damage(blob))
+        fresh.load(0, 0, within(blob, damage))
     assert fresh.blobs(0) == {}
     fresh.load(0, 0, blob)
     assert fresh.blobs(0) == {b"sa": blob}
@@ -130,7 +131,7 @@ def mixed():
     rows = enumerate(["p", "q", "r", "s", "t", "p"])
     do(made_of, numbered(event(NOON + 400 * n, s=s, x=n / 3) for n, s in rows))
     (blob,) = made_of.blobs(0).values()
-    return made_of.plan, np.frombuffer(blob, np.int64)
+    return made_of.plan, words_of(blob)
 
 
 @settings(max_examples=300, deadline=None)

@@ -40,3 +40,9 @@ def test_parts_of_values_share_the_buffer(given_values, data):
 def test_an_index_beyond_the_end_is_an_error():
     with pytest.raises(IndexError):
         Values.of([b"a"])[1]
+
+
+@given(st.lists(st.lists(st.none() | st.binary(max_size=20), max_size=4), min_size=1, max_size=5))
+def test_parts_are_joined_whatever_they_are(parts):
+    mixed = [Values.of(part) if i % 2 else part for i, part in enumerate(parts)]
+    assert Values.joined(mixed) == [value for part in parts for value in part]

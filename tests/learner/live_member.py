@@ -39,7 +39,7 @@ def learn(kafka, folder, prefix):
     service = import_module("tests.learner.live_logs").made(prefix)
     with alone(folder):
         learner = SlowLearner(service, folder, ModelStore(folder / "models"), SLOWLY)
-        run([learner], kafka, Event(), lambda _: None)
+        run([learner], kafka, Event())
 
 
 def load():

@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import polars as pl
 import pytest
 
 from featurestore.errors import ConfigError, FormatError, GapError
+from featurestore.predictions import TIMEOUT
 from learner import snapshot
 from learner.inputs import Options
 from learner.live import LiveLearner, alone, run
@@ -42,10 +44,9 @@ def learner(folder, service, options=REPLAY):
 
 def replay(kafka, folder, service, options=REPLAY):
     """A replay until the end; what is in its snapshot then."""
-    said = []
     one = learner(folder, service, options)
-    run([one], kafka, Event(), said.append)
-    return one, said
+    run([one], kafka, Event())
+    return one
 
 
 def sent(kafka, service, predictions, labels):
@@ -55,21 +56,28 @@ def sent(kafka, service, predictions, labels):
     send(kafka, told, label_records(labels))
 
 
-class Running:
-    """A live learner in a thread."""
+class Running(logging.Handler):
+    """A live learner in a thread; `said` is what it logs."""
 
     def __init__(self, kafka, one):
+        super().__init__(logging.INFO)
         self.one, self.said, self.failure = one, [], None
         self._stop = Event()
         self._thread = Thread(target=self._run, args=(kafka,))
 
     def _run(self, kafka):
         try:
-            run([self.one], kafka, self._stop, self.said.append)
+            run([self.one], kafka, self._stop)
         except Exception as error:  # noqa: BLE001 - handed to the test
             self.failure = error
 
+    def emit(self, record):
+        self.said.append(record)
+
     def start(self):
+        logger = logging.getLogger("learner")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
         self._thread.start()
 
     def __enter__(self):
@@ -80,6 +88,7 @@ class Running:
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join(20)
+        logging.getLogger("learner").removeHandler(self)
         assert not self._thread.is_alive()
 
     def until(self, condition, seconds=20):
@@ -98,7 +107,7 @@ def test_replay_equals_one_step_over_the_merged_logs(pair, prefix, tmp_path, chu
     service = made(prefix)
     predictions, labels = logs(2000, service)
     sent(pair.kafka, service, predictions, labels)
-    one, _ = replay(pair.kafka, tmp_path, service, dataclasses.replace(REPLAY, chunk=chunk, buffer=500))
+    one = replay(pair.kafka, tmp_path, service, dataclasses.replace(REPLAY, chunk=chunk, buffer=500))
     expected = expected_loop(service, predictions, labels)
     assert bits(one.loop) == bits(expected)
     assert one.summary == expected.summary()
@@ -107,12 +116,25 @@ def test_replay_equals_one_step_over_the_merged_logs(pair, prefix, tmp_path, chu
     assert snapshot.encode(kept["learner"]) == bits(expected)
 
 
+def test_events_that_the_model_did_not_answer_in_time_are_learnt_and_not_scored(embedded_pair, prefix, tmp_path):
+    service = made(prefix)
+    predictions, labels = logs(600, service)
+    late = pl.col("_offset") % 3 == 0
+    answers = pl.when(~late).then(pl.col("prediction", "probability", "model_version"))
+    predictions = predictions.with_columns(answers, pl.when(late).then(pl.lit(TIMEOUT)).alias("_error"))
+    sent(embedded_pair.kafka, service, predictions, labels)
+    one = replay(embedded_pair.kafka, tmp_path, service)
+    assert bits(one.loop) == bits(expected_loop(service, predictions, labels))
+    assert not any(one.inputs.skipped.values())
+    assert 0 < one.summary["labels_unscored"] < one.summary["labels_joined"]
+
+
 def test_more_events_of_one_time_than_the_buffer_takes_do_not_stop_a_replay(embedded_pair, prefix, tmp_path):
     service = made(prefix)
     predictions, labels = logs(1500, service)
     labels = labels.with_columns(pl.lit(30 * HOUR, pl.Int64).alias("at"))
     sent(embedded_pair.kafka, service, predictions, labels)
-    one, _ = replay(embedded_pair.kafka, tmp_path, service, dataclasses.replace(REPLAY, buffer=10))
+    one = replay(embedded_pair.kafka, tmp_path, service, dataclasses.replace(REPLAY, buffer=10))
     assert bits(one.loop) == bits(expected_loop(service, predictions, labels))
 
 
@@ -132,9 +154,9 @@ def test_learner_goes_on_from_its_snapshot_and_learns_nothing_twice(embedded_pai
         running.until(lambda: running.one.summary["labels_joined"] > 10)
     send(embedded_pair.kafka, asked, records[0][int(first.sum()) :])
     send(embedded_pair.kafka, told, records[1][int(early.sum()) :])
-    one, _ = replay(embedded_pair.kafka, tmp_path, service)
+    one = replay(embedded_pair.kafka, tmp_path, service)
     assert bits(one.loop) == bits(whole)
-    again, _ = replay(embedded_pair.kafka, tmp_path, service)
+    again = replay(embedded_pair.kafka, tmp_path, service)
     assert bits(again.loop) == bits(whole)
 
 
@@ -144,7 +166,7 @@ def test_learner_killed_at_any_moment_ends_as_if_it_never_was(embedded_pair, pre
     predictions, labels = logs(4000, service)
     sent(embedded_pair.kafka, service, predictions, labels)
     smooth, folder = tmp_path / "undisturbed", tmp_path / "killed"
-    undisturbed, _ = replay(embedded_pair.kafka, smooth, service)
+    undisturbed = replay(embedded_pair.kafka, smooth, service)
     chance, file = random.Random(7), f"{service.name}.learner"
     with members(embedded_pair.kafka, folder, prefix) as (start, ended):
         for kill in range(10):
@@ -197,7 +219,7 @@ def test_live_learner_learns_publishes_and_says_where_it_stands(pair, prefix, tm
         running.until(lambda: running.one.summary["predictions"] == expected["predictions"])
         running.until(lambda: running.one.published is not None)
     assert running.failure is None
-    assert running.said == [f"learning {service.name}"]
+    assert [(record.getMessage(), record.services) for record in running.said] == [("learning", [service.name])]
     summary = running.one.summary
     assert summary["labels_joined"] >= expected["labels_joined"] > 100
     model, meta = ModelStore(tmp_path / "models").load(service.name)
@@ -243,7 +265,7 @@ def test_what_is_no_label_and_no_prediction_is_skipped_and_counted(embedded_pair
     send(embedded_pair.kafka, asked, good[:100] + again[:60] + odd + good[100:250] + again[60:] + good[250:])
     future = (1, b'{"flight": "flight 1", "origin": "JFK", "at": 253402300799999, "delay": 3}')
     send(embedded_pair.kafka, told, [(0, b"no"), future, *truth[:50], (2, b'{"flight": "x"}'), *truth[50:], (2, None)])
-    one, _ = replay(embedded_pair.kafka, tmp_path, service)
+    one = replay(embedded_pair.kafka, tmp_path, service)
     assert bits(one.loop) == bits(expected)
     skipped = {key: count for key, count in one.inputs.skipped.items() if count}
     assert skipped == {
@@ -284,7 +306,7 @@ def test_topic_made_anew_is_told_from_one_that_is_silent(pair, prefix, tmp_path)
     payload["places"] = [[told, 7, 10, None, 0]]
     snapshot.write(tmp_path / f"{service.name}.learner", payload)
     with pytest.raises(GapError, match=r"\[7\] is gone"):
-        run([learner(tmp_path, service)], pair.kafka, Event(), print)
+        run([learner(tmp_path, service)], pair.kafka, Event())
 
 
 def test_there_is_one_learner_a_project(tmp_path):
@@ -298,13 +320,12 @@ def test_topics_that_are_not_there_are_waited_for(embedded_pair, prefix, tmp_pat
     service = made(prefix)
     with Running(embedded_pair.kafka, learner(tmp_path, service, live())) as running:
         running.until(lambda: running.said)
-        assert running.said[0].startswith(
-            f"waiting for predictions.{service.name}, {service.label.source.name} on Kafka"
-        )
+        assert running.said[0].getMessage().startswith("waiting for topics")
+        assert running.said[0].topics == [f"predictions.{service.name}", service.label.source.name]
         time.sleep(0.7)
         make_topics(embedded_pair.kafka, service)
         running.until(lambda: len(running.said) == 2)
-    assert running.said[1].startswith("learning")
+    assert running.said[1].getMessage() == "learning"
 
 
 def test_stop_ends_a_learner_that_waits_for_kafka(prefix, tmp_path):
@@ -312,7 +333,8 @@ def test_stop_ends_a_learner_that_waits_for_kafka(prefix, tmp_path):
     with Running("127.0.0.1:9", learner(tmp_path, service, live())) as running:
         running.until(lambda: running.said)
     assert len(running.said) == 1
-    assert running.said[0].startswith("cannot reach Kafka at 127.0.0.1:9, trying again")
+    assert running.said[0].getMessage().startswith("cannot reach Kafka, trying again")
+    assert running.said[0].kafka == "127.0.0.1:9"
     assert not (tmp_path / f"{service.name}.learner").exists()
 
 
@@ -327,4 +349,4 @@ def test_kafka_that_goes_away_is_told_once_and_waited_for(prefix, tmp_path):
         running.until(lambda: len(running.said) == 2)
         time.sleep(1.5)
         assert running.failure is None
-    assert [line.split(" at ")[0] for line in running.said] == [f"learning {service.name}", "lost Kafka"]
+    assert [record.getMessage() for record in running.said] == ["learning", "lost Kafka, trying again"]

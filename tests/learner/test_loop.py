@@ -245,9 +245,29 @@ def test_what_the_model_would_have_said_can_be_served_and_changes_nothing():
     assert bits(told) == bits(own)
 
 
-@pytest.mark.parametrize("odd", [None, float("nan"), -0.1, 1.1])
+def test_what_was_not_answered_is_learnt_and_not_scored():
+    predictions, labels = ROWS
+    chances = pl.Series(np.random.default_rng(3).random(len(predictions)))
+    served = predictions.with_columns(probability=pl.when(pl.col("_step") % 3 > 0).then(chances))
+    all_answered, whole, pieces = ServiceLoop(MADE), ServiceLoop(MADE), ServiceLoop(MADE)
+    all_answered.step(served.with_columns(pl.col("probability").fill_null(0.5)), labels)
+    expected, answers = whole.step(served, labels), []
+    for each in cut(served, labels, [90, 91, 400]):
+        answers.append(pieces.step(*each))
+        pieces = ServiceLoop.load(MADE, snapshot.decode(bits(pieces), "memory"))
+    assert pl.concat(answers).equals(expected)
+    assert bits(pieces) == bits(whole)
+    assert expected["probability"].equals(served.sort("_step")["probability"])
+    assert expected["prediction"].is_null().equals(expected["probability"].is_null())
+    assert whole.model.digest() == all_answered.model.digest()
+    summary, counts = whole.summary(), {scores.count for scores in whole.scores.values()}
+    assert 0 < summary["labels_unscored"] < summary["labels_joined"]
+    assert counts == {summary["labels_joined"] - summary["labels_unscored"]}
+
+
+@pytest.mark.parametrize("odd", [float("nan"), -0.1, 1.1])
 def test_served_probability_that_is_none_is_refused(odd):
-    with pytest.raises(DataError, match="'probability' must hold a number from 0 to 1"):
+    with pytest.raises(DataError, match="'probability' must hold numbers from 0 to 1"):
         ServiceLoop(MADE).step(ROWS[0].with_columns(probability=pl.lit(odd, pl.Float64)), ROWS[1])
 
 

@@ -69,6 +69,7 @@ def test_services_of_columns_alone_or_of_views_alone_work():
         ({"features": [OriginDelays, OriginDelays.delay_1h]}, "origin_delays:delay_1h is there more than once"),
         ({"batch": 0}, "batch must be"),
         ({"batch": 1.5}, "batch must be"),
+        ({"budget": "soon"}, "budget: "),
         ({"model": linear_model.LinearRegression()}, "only binary classification"),
         ({"model": plain}, "use a River classifier"),
         ({"model": forest.ARFClassifier()}, "no seed"),

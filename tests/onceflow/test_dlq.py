@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from onceflow import cli
+from onceflow.escaping import escaped
 from onceflow.produce import ensure_topics
-from onceflow.quarantine import escaped
 from streams.messages import Record, rejected
 from tests.streams.working import messages
 

@@ -18,6 +18,7 @@ from featurestore.engine import ViewState
 from featurestore.frames import checked_events, entity_codes, lane_inputs
 from featurestore.kernel import Steps
 from featurestore.online import connect
+from featurestore.partitioners import partition_of
 from featurestore.plan import compiled
 from featurestore.stores import Commit
 from onceflow import cli
@@ -25,7 +26,7 @@ from onceflow.children import free_port
 from onceflow.commands.get import entity_of
 from onceflow.modules import load
 from onceflow.produce import ensure_topics
-from serving.partitioners import partition_of
+from tests.onceflow.projects import write_project
 from tests.serving.helpers import Groups, Pairs
 
 DEFINITIONS = """
@@ -59,9 +60,8 @@ PARTITIONS = 3
 @pytest.fixture
 def project(tmp_path, embedded_pair, prefix, monkeypatch):
     """A project whose views hold two payments of one card in one shop."""
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
-    settings = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url}
-    (tmp_path / "onceflow.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in settings.items()))
+    servers = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url}
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), **servers)
     monkeypatch.chdir(tmp_path)
     definitions = load(str(tmp_path / "features.py"))
     ensure_topics(embedded_pair.kafka, {f"{prefix}payments": PARTITIONS})
@@ -171,7 +171,7 @@ def test_serve_answers_over_http_until_interrupted(project):
     command = [sys.executable, "-m", "onceflow", "serve", "-m", "features.py", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stdout.readline() == f"serving at http://127.0.0.1:{port}\n", server.stderr.read()
+            assert server.stderr.readline().endswith(f"info    serving  address=http://127.0.0.1:{port}\n")
             body = {"features": ["cards:spend_1h"], "entities": {"card": ["[red]7"]}, "as_of": AT}
             answer = httpx.post(f"http://127.0.0.1:{port}/get-online-features", json=body).json()
             again = subprocess.run(command, capture_output=True, text=True, check=False)

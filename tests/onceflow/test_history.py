@@ -141,13 +141,20 @@ class Visits:
 def test_check_says_what_states_take_with_bags_texts_and_sessions(project):
     (project / "lists.py").write_text(LISTS)
     text = run("check", "-m", "lists.py").stdout
-    registers, categories = 8 * (3 + 1 + 256 * 3), 8 * (3 + 1 + (10 + 1) * 3)
+    registers, categories = (8 * (words + words // 31 + 1) for words in (3 + 1 + 256 * 3, 3 + 1 + (10 + 1) * 3))
     assert f"state of an entity on a partition: at most {registers:,} bytes\n" in text
     assert f"state of an entity on a partition: at most {categories:,} bytes, and its texts\n" in text
     assert "state of an entity on a partition: in proportion to the events in its windows, and its texts\n" in text
     assert re.search(r"cards_session_1h +list\[str\] +LastN\(card\) over the session", text)
     shown = json.loads(run("check", "-m", "lists.py", "--json").stdout)
     assert [made["state_bytes_per_entity"] for made in shown["views"]] == [registers, categories, None]
+
+
+def test_check_says_which_events_are_repeats(project):
+    (project / "told.py").write_text(LISTS.replace('key="shop")\n\n', 'key="shop", id="card", dedup=5_000)\n\n', 1))
+    assert "\n  left out where one of 5,000 records before has the same card\n" in run("check", "-m", "told.py").stdout
+    [source] = json.loads(run("check", "-m", "told.py", "--json").stdout)["sources"]
+    assert source["repeats"] == {"id": "card", "dedup": 5_000}
 
 
 def define(project, version=1, derived=""):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -23,10 +24,22 @@ def test_peers_aggregate_as_numpy_does(amounts):
 
 def test_a_clock_counts_to_its_last_event_and_reports_all_of_them():
     clock = peers.Clock(3)
-    assert [clock.tick() for _ in range(3)] == [False, False, True]
+    assert [(clock.tick(), clock.ended) for _ in range(3)] == [(False, False), (False, False), (True, True)]
     report = clock.report()
     assert report["events"] == 3
     assert report["events_per_s"] > 0
+
+
+def test_windows_that_lost_an_event_or_hold_it_too_often_are_no_result():
+    peers.check(1_000, (5 + 12 + 24) * 1_000)
+    for counted in (40_999, 41_001, 0):
+        with pytest.raises(SystemExit, match="not 41,000"):
+            peers.check(1_000, counted)
+
+
+@pytest.mark.parametrize("name", peers.EVENTS)
+def test_every_peer_has_a_program_of_its_name(name):
+    assert find_spec(f"benchmarks.peers.{name}")
 
 
 def test_a_peer_that_cannot_run_says_why():

@@ -17,10 +17,10 @@ def test_without_files_and_environment_the_defaults_hold(tmp_path):
 
 
 def test_sources_override_each_other_in_order(tmp_path):
-    write(tmp_path, "pyproject.toml", '[tool.onceflow]\ngroup = "p"\ngrid = 1\nlog = "debug"\npartitions = 8\n')
-    write(tmp_path, "onceflow.toml", 'group = "t"\ngrid = 2\nlog = "error"\n')
+    write(tmp_path, "pyproject.toml", '[tool.onceflow]\ngroup = "p"\ngrid = 1\nlog_level = "debug"\npartitions = 8\n')
+    write(tmp_path, "onceflow.toml", 'group = "t"\ngrid = 2\nlog_level = "error"\n')
     settings = load(tmp_path, {"ONCEFLOW_GROUP": "e", "ONCEFLOW_GRID": "3"}, group="a")
-    assert (settings.group, settings.grid, settings.log, settings.partitions) == ("a", 3, "error", 8)
+    assert (settings.group, settings.grid, settings.log_level, settings.partitions) == ("a", 3, "error", 8)
 
 
 def test_an_argument_that_is_none_is_not_given(tmp_path):

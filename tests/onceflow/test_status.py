@@ -15,6 +15,8 @@ from onceflow import cli
 from onceflow.commands.status import Sizes, measured
 from onceflow.modules import load
 from onceflow.produce import ensure_topics, produce_frame
+from tests.onceflow.processes import hears, onceflow, until
+from tests.onceflow.projects import write_project
 
 DEFINITIONS = """
 from featurestore import Count, Entity, Source, view
@@ -31,9 +33,7 @@ EVENTS = pl.DataFrame({"card": ["a", "b", "c"], "at": [AT] * 3})
 
 @pytest.fixture
 def view(tmp_path, pair, prefix, monkeypatch):
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
-    settings = {"kafka": pair.kafka, "redis": pair.redis_url}
-    (tmp_path / "onceflow.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in settings.items()))
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), kafka=pair.kafka, redis=pair.redis_url)
     monkeypatch.chdir(tmp_path)
     view = load(str(tmp_path / "features.py")).views["cards"]
     yield view
@@ -76,6 +76,7 @@ def test_lag_is_what_kafka_holds_beyond_the_stored_offset(view, pair):
         "lag": 1,
         "newest_event": AT,
         "unfinished": False,
+        "owner": None,
         "sizes": {"states": 2, "bytes": 5, "sampled": False},
     }
     assert "2023-11-14T22:" in status()
@@ -90,7 +91,7 @@ def test_records_that_were_set_aside_are_counted(view, pair):
 
 
 def test_a_topic_that_is_not_there_is_named(view):
-    assert json.loads(status("--json")) == {"views": [], "set_aside": {}, "absent": [view.source.name]}
+    assert json.loads(status("--json")) == {"views": [], "workers": [], "set_aside": {}, "absent": [view.source.name]}
     assert "is not there yet" in status()
 
 
@@ -109,3 +110,26 @@ async def _states(count):
 def test_what_has_more_states_than_are_looked_at_says_so():
     assert asyncio.run(measured(_states(3), most=3)) == Sizes(3, 6, sampled=False)
     assert asyncio.run(measured(_states(4), most=3)) == Sizes(3, 6, sampled=True)
+
+
+def test_the_workers_of_the_group_are_shown_with_what_they_own(real_pair, tmp_path, prefix, monkeypatch):
+    topic = f"{prefix}payments"
+    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
+    settings = {"kafka": real_pair.kafka, "redis": real_pair.redis_url, "group": prefix, "log_format": "json"}
+    (tmp_path / "onceflow.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in settings.items()))
+    monkeypatch.chdir(tmp_path)
+    ensure_topics(real_pair.kafka, {topic: 4})
+    assert f"no worker of group {prefix}" in status()
+    with onceflow("worker") as one, onceflow("worker") as other:
+        names = sorted(json.loads(hears(worker, "starts").splitlines()[-1])["worker"] for worker in (one, other))
+        until(lambda: sorted(map(len, owned(topic).values())) == [2, 2], one)
+        shown, own = json.loads(status("--json")), owned(topic)
+        text = status()
+    assert sorted(own) == [each["worker"] for each in shown["workers"]] == names
+    assert {line["partition"]: line["owner"] for line in shown["views"]} == {p: w for w, ps in own.items() for p in ps}
+    assert all(name[:20] in text for name in names)
+
+
+def owned(topic):
+    workers = json.loads(status("--json"))["workers"]
+    return {each["worker"]: each["partitions"].get(topic, []) for each in workers}

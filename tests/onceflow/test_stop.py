@@ -1,23 +1,28 @@
-"""A worker that is told to stop: what it was at is stored, and its successor goes on from there."""
+"""Processes that are told to stop: what they were at is stored, and a successor goes on from there."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from contextlib import suppress
+from threading import Event, Thread
 
+import httpx
 import polars as pl
+import psutil
 import pytest
 from typer.testing import CliRunner
 
-from onceflow import cli
-from onceflow.produce import produce_frame
+from onceflow import cli, embedded
+from onceflow.children import free_port
+from onceflow.produce import ensure_topics, produce_frame
+from tests.onceflow.processes import PATIENCE_SECONDS, hears, onceflow, told_to_stop, until
+from tests.onceflow.projects import write_project
+from tests.onceflow.test_embedded import gone
 
-ROOT = Path(__file__).parents[2]
 DEFINITIONS = """
 from featurestore import Count, Entity, Source, view
 
@@ -27,23 +32,19 @@ payments = Source("{prefix}payments", schema={{"card": str, "at": "timestamp[ms]
 class Cards:
     payments = Count()
 """
-EVENTS = 40_000
-PATIENCE_SECONDS = 60
+EVENTS, PARTITIONS = 20_000, 3
+CARDS = "abcdefgh"
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
 @pytest.fixture
 def topic(tmp_path, embedded_pair, prefix, monkeypatch):
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
-    settings = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url, "group": prefix}
-    text = "".join(f'{name} = "{value}"\n' for name, value in settings.items())
-    (tmp_path / "onceflow.toml").write_text(text + "chunk = 500\nalone = true\nmirror = false\n")
+    servers = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url}
+    options = {"group": prefix, "chunk": 500, "mirror": False, "http_port": free_port()}
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), **servers, **options)
     monkeypatch.chdir(tmp_path)
+    ensure_topics(embedded_pair.kafka, {f"{prefix}payments": PARTITIONS})
     return f"{prefix}payments"
-
-
-def worker(*arguments):
-    command = [sys.executable, "-m", "onceflow", "worker", "-m", "features.py", *arguments]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
 
 
 def asked(*arguments):
@@ -51,29 +52,139 @@ def asked(*arguments):
 
 
 def stored():
-    return asked("status")["views"][0]["next"]
+    """How many events of the topic lie below the stored offsets."""
+    return sum(line["next"] or 0 for line in asked("status")["views"])
 
 
 def counted():
-    return asked("get", "cards", "a")["features"]["payments_lifetime"]
+    """How many events have been folded into the features."""
+    return sum(found["payments_lifetime"] for found in (asked("get", "cards", card)["features"] for card in CARDS))
 
 
-def test_a_worker_told_to_stop_has_stored_what_it_folded_and_its_successor_folds_the_rest_once(topic, embedded_pair):
+def send(kafka, topic, count=EVENTS):
     now = time.time_ns() // 1_000_000
-    produce_frame(embedded_pair.kafka, topic, pl.DataFrame({"card": ["a"] * EVENTS, "at": [now] * EVENTS}), ["card"], 1)
-    with worker() as process:
-        try:
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while not stored():
-                assert process.poll() is None, process.stderr.read()
-                assert time.monotonic() < deadline
-            process.send_signal(signal.SIGTERM)
-            _, error = process.communicate(timeout=PATIENCE_SECONDS)
-        finally:
-            process.kill()
-    assert (process.returncode, error) == (0, "")
-    assert counted() == stored() > 0
-    with worker("--until-end") as successor:
-        successor.communicate(timeout=PATIENCE_SECONDS)
-    assert successor.returncode == 0
-    assert counted() == stored() == EVENTS
+    cards = [CARDS[at % len(CARDS)] for at in range(count)]
+    produce_frame(kafka, topic, pl.DataFrame({"card": cards, "at": [now] * count}), ["card"], PARTITIONS)
+
+
+@pytest.fixture
+def load(embedded_pair, topic):
+    """Events that keep coming; calling it ends them, and returns how many there were."""
+    stop, sent = Event(), []
+
+    def produce():
+        while not stop.is_set():
+            send(embedded_pair.kafka, topic, 2_000)
+            sent.append(2_000)
+
+    thread = Thread(target=produce)
+    thread.start()
+
+    def end():
+        stop.set()
+        thread.join()
+        return sum(sent)
+
+    yield end
+    end()
+
+
+def takes_the_rest_once(total):
+    before = stored()
+    assert counted() == before > 0
+    with onceflow("worker", "--until-end", alone="true") as successor:
+        out, error = successor.communicate(timeout=PATIENCE_SECONDS)
+    assert successor.returncode == 0, error
+    assert json.loads(out)["events"] == total - before  # nothing is folded again
+    assert counted() == stored() == total
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("alone", ["false", "true"])
+def test_a_worker_under_load_that_is_told_to_stop_has_stored_what_it_folded(load, number, alone):
+    with onceflow("worker", alone=alone) as worker:
+        until(stored, worker)
+        code, error = told_to_stop(worker, number)
+    assert code == 0
+    assert error.splitlines()[-1].split("info    ")[1].startswith("the worker has stopped")
+    takes_the_rest_once(load())
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_run_under_load_that_is_told_to_stop_stops_its_processes_in_order(load, number, tmp_path):
+    with onceflow("run", alone="true") as run:
+        until(stored, run)
+        children = [child.pid for child in psutil.Process(run.pid).children(recursive=True)]
+        code, error = told_to_stop(run, number)
+    assert gone(children)
+    assert code == 0, error
+    log = (tmp_path / ".onceflow" / "logs" / "worker.log").read_text()
+    assert "the worker has stopped" in log.splitlines()[-1]
+    assert set(re.findall(r"Z (\w+)", log)) == {"info"}
+    takes_the_rest_once(load())
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_server_under_load_that_is_told_to_stop_ends_well(topic, embedded_pair, number):
+    body = {"features": ["cards:payments_lifetime"], "entities": {"card": list(CARDS)}}
+    port, answers = free_port(), []
+
+    def ask():
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client, suppress(httpx.HTTPError):
+            while True:
+                answers.append(client.post("/get-online-features", json=body).status_code)
+
+    with onceflow("serve", "--port", str(port)) as server:
+        server.stderr.readline()
+        clients = [Thread(target=ask) for _ in range(4)]
+        for client in clients:
+            client.start()
+        until(lambda: len(answers) > 50, server)
+        code, error = told_to_stop(server, number)
+        for client in clients:
+            client.join()
+    assert (code, error) == (0, "")
+    assert set(answers) == {200}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("missing", ["kafka", "redis"])
+@pytest.mark.parametrize("command", ["worker", "serve"])
+def test_what_waits_for_a_server_stops_when_told(topic, number, missing, command):
+    away = {"kafka": "127.0.0.1:9", "redis": "redis://127.0.0.1:9/0"}[missing]
+    with onceflow(command, **{missing: away}) as process:
+        process.stderr.readline() if command == "worker" else time.sleep(1)
+        code, error = told_to_stop(process, number)
+    assert code == 0, error
+    assert "Traceback" not in error
+
+
+@pytest.fixture
+def own(tmp_path, topic, monkeypatch):
+    """Kafka and Redis for one test, to be lost in it."""
+    with embedded.kafka() as kafka, embedded.redis() as redis:
+        monkeypatch.setenv("ONCEFLOW_KAFKA", kafka.address)
+        monkeypatch.setenv("ONCEFLOW_REDIS", f"redis://{redis.address}/0")
+        yield kafka, redis
+
+
+def test_a_worker_that_has_lost_kafka_stops_when_told(own, topic):
+    kafka, _ = own
+    send(kafka.address, topic)
+    with onceflow("worker") as worker:
+        until(stored, worker)
+        os.kill(kafka.pid, signal.SIGKILL)
+        hears(worker, "cannot reach Kafka")
+        assert told_to_stop(worker, signal.SIGTERM)[0] == 0
+
+
+def test_a_worker_that_has_lost_redis_says_when_told_to_stop_that_work_is_left(own, topic):
+    kafka, redis = own
+    send(kafka.address, topic)
+    with onceflow("worker") as worker:
+        until(stored, worker)
+        os.kill(redis.pid, signal.SIGKILL)
+        send(kafka.address, topic)
+        hears(worker, "cannot reach Redis")
+        code, error = told_to_stop(worker, signal.SIGTERM)
+    assert (code, "could not store what was under way" in error) == (1, True)

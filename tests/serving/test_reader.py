@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from featurestore import ConfigError, DataError, FormatError
 from featurestore.keys import encode_entity
 from featurestore.memory import MemoryStore
+from featurestore.partitioners import partition_of
 from featurestore.stores import Commit
-from serving.partitioners import partition_of
 from serving.reader import Lookup, SharedReader
 from tests.featurestore.helpers import event, numbered, read
 from tests.serving.helpers import (
@@ -170,6 +170,22 @@ def test_a_known_partitioner_finds_what_was_folded_there():
 
     [frame] = asyncio.run(main())
     assert frame["payments_5m"].to_list() == [1]
+
+
+def test_after_partitions_were_added_a_key_is_looked_for_where_it_led_and_where_it_leads():
+    async def main():
+        store = WatchedStore()
+        reader, keys = reader_of(store), [(f"k{i}",) for i in range(20)]
+        reader.grow({"keyed": 2, "events": 5})  # a topic never shrinks: Kafka's answer is older than the reader's
+        reader.grow({"keyed": 7})
+        await reader.read([Lookup(Keyed, keys), Lookup(Cards, keys)])
+        return store.asked[0]
+
+    requests = asyncio.run(main())
+    for request in (request for request in requests if request.view_key == Keyed.key):
+        for entity in request.entities:
+            assert set(request.partitions) == {partition_of("murmur2", entity[1:], count) for count in (3, 7)}
+    assert [list(r.partitions) for r in requests if r.view_key == Cards.key] == [[0, 1, 2, 3, 4]]
 
 
 def test_an_unknown_topic_is_refused_at_once():

@@ -17,6 +17,7 @@ from river import linear_model, preprocessing
 from featurestore import Count, Entity, Last, Max, Mean, Source, Std, Sum, col, derived, one_hot, view
 from featurestore.expressions import TYPES
 from featurestore.frames import META, with_derived
+from featurestore.keys import encode_entity
 from learner import Label, Service
 from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
@@ -27,7 +28,7 @@ SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
 PARTITIONS = 2
 
 
-def shop(tag, *, batch=32):
+def shop(tag, *, batch=32, budget=None):
     """The definitions. Topics, views and services carry the tag: tests share a broker."""
     clicks = Source(
         f"clicks-{tag}",
@@ -82,9 +83,17 @@ def shop(tag, *, batch=32):
         label=label,
         model=model,
         batch=batch,
+        budget=budget,
     )
     plain = Service(
-        f"plain-{tag}", on=orders, id="order_id", features=["amount", "items"], label=label, model=model, batch=batch
+        f"plain-{tag}",
+        on=orders,
+        id="order_id",
+        features=["amount", "items"],
+        label=label,
+        model=model,
+        batch=batch,
+        budget=budget,
     )
     views = {each.name: each for each in (by_user, by_shelf, by_shop, own)}
     sources = {each.name: each for each in (clicks, orders, returns)}
@@ -100,6 +109,8 @@ class Log(NamedTuple):
     value: bytes | None
     event: dict | None
     error: str | None = None
+    key: bytes | None = None
+    headers: dict[str, bytes] | None = None
 
 
 def history(tag, orders, *, seed=0, partitions=PARTITIONS, shuffled=True):
@@ -137,6 +148,32 @@ def with_repeats(records, *, seed=0):
                 again = rng.choice(own[-20:])
                 value = json.dumps(again.event | {"amount": 1_000.0}).encode()
                 out.append(again._replace(time=record.time, value=value, event=None, error="repeat"))
+    return out
+
+
+def erasures(tag, topics, time, entity, key, *, partitions=PARTITIONS):
+    """What erases an entity, encoded, on all partitions of topics."""
+    names = [f"{topic}-{tag}" for topic in topics]
+    headers = {"onceflow-forget": entity}
+    return [Log(name, p, time, None, None, None, key, headers) for name in names for p in range(partitions)]
+
+
+ERASED = [
+    (["clicks", "orders"], "user", ("u7",)),
+    (["clicks"], "shelf", ("p3",)),
+    (["orders"], "shop", ("s2",)),
+    (["clicks", "orders"], "user", ("u8",)),
+    (["clicks", "orders"], "user", ("nobody",)),
+]
+
+
+def with_erasures(tag, records, seed=0):
+    """The records with erasures spread over them, one of them given twice."""
+    rng, out = random.Random(seed), list(records)
+    for topics, entity, key in [*ERASED, ERASED[0]]:
+        for record in erasures(tag, topics, 0, entity, encode_entity(key)):
+            at = rng.randrange(len(out) // 3, 2 * len(out) // 3)
+            out.insert(at, record._replace(time=out[at].time))
     return out
 
 
@@ -196,10 +233,11 @@ def send(kafka, topics, records, *, partitions=PARTITIONS):
     made = [NewTopic(name, partitions, 1, config={"retention.ms": "-1"}) for name in topics]
     AdminClient({"bootstrap.servers": kafka}).create_topics(made)
     ensure_topics(kafka, dict.fromkeys(topics, partitions))
-    options = {"enable.idempotence": True, "linger.ms": 5}  # a retry must not change the order
+    options = {"enable.idempotence": True, "linger.ms": 5, "log_level": 0}  # a retry must not change the order
     producer = Producer({"bootstrap.servers": kafka, "queue.buffering.max.messages": 1_000_000, **options})
     for record in records:
-        producer.produce(record.topic, record.value, partition=record.partition, timestamp=record.time)
+        place = {"partition": record.partition, "timestamp": record.time}
+        producer.produce(record.topic, record.value, record.key, headers=record.headers, **place)
         producer.poll(0)
     assert producer.flush(30) == 0
 

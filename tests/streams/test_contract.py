@@ -16,6 +16,7 @@ import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, TopicPartitionState
 from faust.app.base import App, BootStrategy
 from faust.tables.manager import TableManager
@@ -142,6 +143,7 @@ def test_the_objects_have_the_attributes_that_are_set_or_read():
                 "_value_deserializer",
                 "_subscription",
                 "_client",
+                "_coordinator",
             )
             if not hasattr(consumer, name)
         ]
@@ -156,6 +158,7 @@ def test_the_objects_have_the_attributes_that_are_set_or_read():
         return missing
 
     assert asyncio.run(main()) == []
+    assert hasattr(GroupCoordinator, "request_rejoin")
     source = inspect.getsource(Consumer.__init__) + inspect.getsource(Consumer._reset_state)
     for name in ("_active_partitions", "_committed_offset", "can_resume_flow", "flow_active"):
         assert f"self.{name}" in source

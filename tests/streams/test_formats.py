@@ -8,21 +8,26 @@ import json
 import random
 import secrets
 import threading
+from functools import cache
 from types import SimpleNamespace
 
 import fastavro
 import msgspec
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
+from google.protobuf import message_factory
 from typer.testing import CliRunner
 
 from batch.verify import verify
 from featurestore import Count, Entity, Last, Max, Source, Std, Sum, view
+from featurestore.engine import words_of
 from featurestore.errors import ConfigError
 from featurestore.keys import key_prefix
 from featurestore.online import connect
+from featurestore.protobuf import compiled, type_at
 from featurestore.sources import ROW_BITS
 from onceflow import cli, modules
 from onceflow.modules import Definitions
@@ -33,6 +38,7 @@ from tests.streams.working import messages, settings_of, stored, table, work
 
 START, PARTITIONS, EVENTS = 1_700_000_000_000, 2, 1_200
 SCHEMA = {"user": str, "ms": float, "n": int, "at": "timestamp[ms]"}
+CLICK = 'syntax = "proto3"; message Click { string user = 1; double ms = 2; int32 n = 3; int64 at = 4; }'
 
 
 def definitions_of(tag, kind):
@@ -77,9 +83,15 @@ def produce(kafka, topic, kind, events):
                 "msgpack": lambda some=some: msgspec.msgpack.encode(some[0]),
                 "csv": lambda some=some: ",".join(map(str, some[0].values())).encode(),
                 "json": lambda some=some: msgspec.json.encode(some[0]),
+                "protobuf": lambda some=some: b"\0\0\0\0\1\0" + click_class()(**some[0]).SerializeToString(),
             }[kind]()
             producer.produce(topic, value, partition=partition, timestamp=some[-1]["at"] + 9_000)
     assert producer.flush(20) == 0
+
+
+@cache
+def click_class():
+    return message_factory.GetMessageClass(type_at(*compiled(CLICK, {}), [0]))
 
 
 def batched_by(items, size):
@@ -94,7 +106,7 @@ def states(pair, tag, definitions):
         for partition in range(PARTITIONS):
             prefix = key_prefix(made.source.name, partition, made.key)
             if key.startswith(prefix) and key != prefix + b"next":
-                found[partition, key.removeprefix(prefix)] = value[:16] + value[24:]
+                found[partition, key.removeprefix(prefix)] = np.delete(words_of(value), 2).tobytes()
     return found
 
 
@@ -111,14 +123,22 @@ def verified(pair, settings, definitions):
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("kind", ["msgpack", "csv", "arrow"])
-def test_a_topic_of_any_format_gives_the_states_and_features_of_the_same_events_as_json(embedded_pair, kind, tmp_path):
+@pytest.fixture(scope="module")
+def registry():
+    with schema_registry.running({1: ("PROTOBUF", CLICK)}) as server:
+        yield server.url
+
+
+@pytest.mark.parametrize("kind", ["msgpack", "csv", "arrow", "protobuf"])
+def test_a_topic_of_any_format_gives_the_states_and_features_of_the_same_events_as_json(
+    embedded_pair, registry, kind, tmp_path
+):
     events, outcomes = list(history()), []
     for each in ("json", kind):
         tag = secrets.token_hex(4)
         definitions = definitions_of(tag, each)
         [topic] = definitions.sources
-        settings = settings_of(embedded_pair, tag, tmp_path / each, chunk=50)
+        settings = settings_of(embedded_pair, tag, tmp_path / each, chunk=50, schema_registry=registry)
         produce(embedded_pair.kafka, topic, each, events[: EVENTS // 2])
         work(definitions, settings)
         produce(embedded_pair.kafka, topic, each, events[EVENTS // 2 :])

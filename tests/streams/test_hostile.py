@@ -45,7 +45,7 @@ def alone(value):
     """What comes of a record between two good ones: the reasons, and the events."""
     offsets = np.arange(10, 13)
     batch = Batch("clicks", 0, 10, 13, offsets, np.full(3, NOW), [None] * 3, [text(), value, text(user="v")])
-    got = ingested(CLICKS, batch, NOW, ["user"])
+    [got] = ingested(CLICKS, [batch], NOW, ["user"])
     for refused in got.rejects:
         assert (refused.offset, refused.message.topic, refused.message.partition) == (11, "clicks.dlq", 0)
         assert len(refused.message.value or b"") <= 4_096

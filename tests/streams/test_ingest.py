@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from featurestore import Source, col
-from streams.ingest import ingested
+from featurestore.erasures import Erasure
+from streams import ingest
 from streams.transport import Batch
 
 NOW = 1_700_000_000_000
@@ -30,6 +31,11 @@ def batch_of(values, *, first=10, step=1, timestamps=NOW):
     offsets = first + step * np.arange(len(values))
     stamps = np.broadcast_to(np.int64(timestamps), len(values))
     return Batch("payments", 3, first, int(first + step * len(values)), offsets, stamps, [None] * len(values), values)
+
+
+def ingested(source, batch, *options, **more):
+    [got] = ingest.ingested(source, [batch], *options, **more)
+    return got
 
 
 def refusals(got):
@@ -55,6 +61,31 @@ def test_bad_records_are_set_apart_and_the_others_go_on():
     assert got.events["card"].to_list() == ["c1", "c2"]
     assert got.events["_offset"].to_list() == [10, 14]
     assert refusals(got) == [(11, "malformed"), (12, "tombstone"), (13, "type")]
+
+
+def test_batches_that_are_decoded_together_give_what_each_gives_alone():
+    several = [[payment(n=1), b"{", payment(n=2)], [], [None], [b"[", payment(card="c2")], [payment(), payment(n=300)]]
+    batches = [replace(batch_of(values, first=10 * i), partition=i) for i, values in enumerate(several)]
+    together = ingest.ingested(SOURCE, batches, NOW)
+    alone = [ingested(SOURCE, batch, NOW) for batch in batches]
+    assert [got.rejects for got in together] == [got.rejects for got in alone]
+    assert [len(got.rejects) for got in together] == [1, 0, 1, 1, 1]
+    for one, other in zip(together, alone, strict=True):
+        assert one.events.equals(other.events)
+        assert one.events.schema == other.events.schema
+
+
+def test_the_headers_of_batches_that_are_decoded_together_stay_with_their_records():
+    told = replace(SOURCE, headers={"n": "x-n"}, derive={})
+    numbers = [[b"1", b"many", b"2"], [], [b"3"], [b"few"]]
+    batches = [
+        replace(batch_of([payment()] * len(some)), partition=i, headers=[(("x-n", n), ("x", b"")) for n in some])
+        for i, some in enumerate(numbers)
+    ]
+    found = ingest.ingested(told, batches, NOW)
+    assert [got.events["n"].to_list() for got in found] == [[1, 2], [], [3], []]
+    assert [refusals(got) for got in found] == [[(11, "type")], [], [], [(10, "type")]]
+    assert [got.message.headers["header.x-n"] for each in found for got in each.rejects] == [b"many", b"few"]
 
 
 def test_a_refused_record_goes_out_with_its_bytes_and_says_why_and_whence():
@@ -119,3 +150,32 @@ def test_a_batch_without_good_events_gives_a_frame_with_all_columns(values):
     assert len(got.events) == 0
     assert got.events.columns == ingested(SOURCE, batch_of([payment()]), NOW).events.columns
     assert len(got.rejects) == len(values)
+
+
+def erasing(values, keys, headers):
+    """A batch of values, keys and, where there is no value, headers."""
+    batch = batch_of(values)
+    return replace(batch, keys=keys, tombstones={row: each for row, each in enumerate(headers) if values[row] is None})
+
+
+def test_records_that_erase_an_entity_are_told_from_tombstones_and_from_malformed_ones():
+    forget = ("onceflow-forget", b"shop")
+    values = [payment(), None, None, None, None]
+    keys = [b"c1", b"ss", b"ss", b"i1", None]
+    headers = [(forget,), (("other", b"x"), forget), (), (forget,), (("onceflow-forget", b"who"),)]
+    got = ingested(SOURCE, erasing(values, keys, headers), NOW, erasable={"shop": ("shop",)})
+    assert got.erasures == [Erasure("payments", 3, 11, "shop", b"ss")]
+    assert refusals(got) == [(12, "tombstone"), (13, "erasure"), (14, "erasure")]
+    details = [refused.message.headers["detail"].decode() for refused in got.rejects[1:]]
+    assert details[0] == "the key is not one of 'shop', whose columns are str"
+    assert details[1] == "no view of 'payments' is about an entity 'who'; there are 'shop'"
+    assert len(got.events) == 1
+
+
+@pytest.mark.parametrize("form", ["msgpack", "csv", "arrow", "avro"])
+def test_an_erasure_is_one_in_any_format(form):
+    source = Source("payments", schema={"card": str, "at": "timestamp[ms]"}, event_time="at", key="card", format=form)
+    batch = erasing([None], [b"sc1"], [(("onceflow-forget", b"card"),)])
+    got = ingested(source, batch, NOW, erasable={"card": ("card",)})
+    assert got.erasures == [Erasure("payments", 3, 10 << source.row_bits, "card", b"sc1")]
+    assert refusals(got) == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featurestore import Count, Entity, Source, view
 from featurestore.errors import DataError
-from featurestore.predictions import decode_prediction
+from featurestore.predictions import TIMEOUT, decode_prediction
 from streams.messages import (
     MESSAGE_BYTES,
     Record,
@@ -102,6 +102,23 @@ def test_a_prediction_is_json_with_its_event_and_all_that_it_was_made_from():
     }
 
 
+def test_an_event_without_an_answer_is_told_with_its_features_and_why():
+    none = {"probability": None, "prediction": None, "model_version": None, "_error": TIMEOUT}
+    frame = pl.concat([prediction(**none), prediction(_error=None)], how="vertical_relaxed")
+    told, made = prediction_messages("risk", frame)
+    expected = json.loads(next(prediction_messages("risk", prediction())).value)
+    assert json.loads(made.value) == {**expected, "error": None}
+    assert json.loads(told.value) == expected | {
+        "prediction": None,
+        "probabilities": None,
+        "model_version": None,
+        "error": "timeout",
+    }
+    [first, second] = prediction_table([told.value, made.value], 1, ["visits:n_1m"]).to_pylist()
+    assert (first["prediction"], first["probability"], first["model_version"], first["visits:n_1m"]) == (*[None] * 3, 2)
+    assert second["probability"] == 0.25
+
+
 def test_a_prediction_on_an_event_without_an_id_has_none():
     [message] = prediction_messages("risk", prediction(id=None))
     assert message.key is None
@@ -151,6 +168,13 @@ def test_a_refused_record_keeps_its_first_four_kilobytes_and_a_late_one_all():
     assert rejected(Record("visits", 0, 1, None), "tombstone", "").value is None
     assert rejected(Record("visits", 0, 1, b"{}", b"k" * 4_096), "type", "").key == b"k" * 4_096
     assert rejected(Record("visits", 0, 1, b"{}", b"k" * 4_097), "type", "").key is None
+    headers = [("a", b"1"), ("error", b"x"), ("long", b"k" * 4_097)]
+    message = rejected(Record("visits", 0, 1, b"{}", headers=headers), "type", "")
+    assert {name: message.headers[name] for name in message.headers if "." in name} == {
+        "header.a": b"1",
+        "header.error": b"x",
+    }
+    assert (message.headers["error"], message.headers["size"]) == (b"type", b"4099")  # so that it is not sent back
     message = late(record, "older than every window of visits@1")
     assert (message.topic, message.partition, message.value) == ("visits.late", 2, record.value)
     assert message.headers == {"error": b"late", "detail": b"older than every window of visits@1", **place}

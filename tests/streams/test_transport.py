@@ -373,6 +373,26 @@ def test_headers_are_kept_for_topics_that_ask_for_them(embedded_pair, prefix):
     assert values[TP(topic, 0)] == [b"1", None]
 
 
+@pytest.mark.parametrize("columns", [True, False], ids=["columns", "records"])
+def test_records_without_a_value_keep_their_headers_on_every_topic(pair, prefix, columns):
+    topic = make_topic(pair.kafka, f"{prefix}in", 1)
+    producer = Producer({"bootstrap.servers": pair.kafka, "enable.idempotence": True})
+    for value, headers in [(b"1", {"a": b"x"}), (None, {"b": b"y"}), (b"", {"c": b"z"}), (None, None)]:
+        producer.produce(topic, value, headers=headers, partition=0)
+    producer.flush(20)
+
+    async def main():
+        received = Received()
+        delivery = Delivery(max_records=3, columns=columns)
+        async with running(pair.kafka, f"{prefix}g", [topic], received, delivery=delivery, alone=True):
+            await received.until(lambda: received.count() == 4)
+        return received.batches[TP(topic, 0)]
+
+    batches = asyncio.run(main())
+    found = {int(batch.offsets[row]): headers for batch in batches for row, headers in batch.tombstones.items()}
+    assert found == {1: (("b", b"y"),), 3: ()}
+
+
 def test_a_topic_that_takes_single_records_is_refused(embedded_pair, prefix):
     async def main():
         app = build_app(f"{prefix}g", embedded_pair.kafka, [], Received())

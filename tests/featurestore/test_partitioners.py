@@ -7,8 +7,8 @@ from confluent_kafka import Consumer, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurestore.partitioners import key_text, murmur2, partition_of
 from onceflow.produce import produce_frame
-from serving.partitioners import key_text, murmur2, partition_of
 
 PARTITIONS = 7
 

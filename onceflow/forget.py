@@ -1,0 +1,88 @@
+"""Erasing an entity: the records that say so, and the states that no worker looks after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from featurestore.definitions import View
+from featurestore.erasures import HEADER, entities_of, naming
+from featurestore.errors import ConfigError, DataError
+from featurestore.expressions import closest
+from featurestore.keys import encode_entity
+from featurestore.registry import Entry
+from featurestore.sources import Entity, Source
+from featurestore.stores import OnlineStore
+from onceflow.commands.get import key_of
+from onceflow.modules import Definitions
+from onceflow.runtime import told_at, views_of
+from streams.messages import Message
+from streams.publisher import Publisher
+
+
+@dataclass(frozen=True)
+class Target:
+    """A topic that tells of an entity: its key there, encoded, and the columns that go on naming it in the archive."""
+
+    source: Source
+    key: bytes
+    kept: tuple[str, ...]
+
+
+def targets(definitions: Definitions, name: str, texts: Sequence[str]) -> list[Target]:
+    """Where an entity, with a text for each key column, is to be erased. ConfigError: there is no such entity."""
+    views = views_of(definitions)
+    reads = told_at(definitions)
+    entities = {view.entity.name: view.entity for view in views}
+    if name not in entities:
+        raise ConfigError(f"no view is about an entity {name!r}; {closest(name, entities)}")
+    found = []
+    for source in definitions.sources.values():
+        if (columns := entities_of(source.name, views, reads).get(name)) is not None:
+            kept = naming(source, name, views, reads).kept
+            found.append(Target(source, _encoded(Entity(name, columns), source, texts), kept))
+    return found
+
+
+def _encoded(entity: Entity, source: Source, texts: Sequence[str]) -> bytes:
+    try:
+        return encode_entity(key_of(entity, source, texts))
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+
+
+def records(name: str, chosen: Iterable[Target], partitions: Mapping[str, int]) -> list[Message]:
+    """The records that erase the entity called `name`: one for each partition of each topic that there is."""
+    headers = {HEADER: name.encode()}
+    return [
+        Message(each.source.name, partition, None, each.key, headers)
+        for each in chosen
+        for partition in range(partitions.get(each.source.name, 0))
+    ]
+
+
+async def send(kafka: str, messages: Sequence[Message]) -> list[int]:
+    """Send records; the offset that each one has got. Raises UnavailableError."""
+    publisher = Publisher(kafka)
+    publisher.send(messages)
+    await publisher.flush()
+    return [publisher.ends[each.topic, each.partition] - 1 for each in messages]
+
+
+async def erase_older(
+    name: str,
+    chosen: Iterable[Target],
+    views: Iterable[View],
+    registered: Iterable[Entry],
+    partitions: Mapping[str, int],
+    store: OnlineStore,
+) -> int:
+    """Delete the entity's states of definitions that are no longer the module's; returns how many there were."""
+    keys = {each.source.name: each.key for each in chosen}
+    current, count = {view.key for view in views}, 0
+    for entry in registered:
+        view_key, topic = f"{entry.view}@{entry.fingerprint}", entry.source
+        if entry.spec["entity"]["name"] == name and topic in keys and view_key not in current:
+            for partition in range(partitions.get(topic, 0)):
+                count += await store.erase(view_key, topic, partition, [keys[topic]])
+    return count

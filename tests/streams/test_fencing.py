@@ -1,0 +1,68 @@
+"""A live worker whose partitions someone else has claimed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import pytest
+
+from featurestore.errors import FencedError
+from featurestore.online import connect
+from onceflow.runtime import build_worker
+from tests.streams.shop import PARTITIONS, history, logs, produce, shop
+from tests.streams.test_worker import beside
+from tests.streams.working import blobs, in_memory, settings_of, stored
+
+
+async def intrude(url, views):
+    """Claim every partition of the views as another worker would."""
+    store = connect(url)
+    for view in views:
+        for partition in range(PARTITIONS):
+            await store.claim(view.key, view.source.name, partition, "another worker")
+    await store.close()
+
+
+def taken(records):
+    """Those of the topics that a live worker takes: labels are the learner's."""
+    return [record for record in records if not record.topic.startswith("returns")]
+
+
+def test_a_worker_of_a_group_asks_for_its_partitions_again_and_folds_every_event_once(pair, tmp_path):
+    tag = secrets.token_hex(4)
+    definitions, records = shop(tag), taken(history(tag, 200))
+    settings, half = settings_of(pair, tag, tmp_path, mode="live"), len(records) // 2
+    worker, intruded = build_worker(definitions, settings), []
+    produce(pair.kafka, tag, records[:half])
+
+    def ended():
+        if worker.stats.events >= half and not intruded:
+            intruded.append(asyncio.ensure_future(intrude(pair.redis_url, definitions.views.values())))
+            intruded[0].add_done_callback(lambda _: produce(pair.kafka, tag, records[half:]))
+        return worker.stats.events >= len(records)
+
+    asyncio.run(beside(worker, settings, ended, 60, alone=False))
+    assert worker.stats.events == len(records)
+    flow, _, _ = in_memory(definitions, logs(definitions, records)[0])
+    found = stored(pair.redis_url, tag)
+    for view in definitions.views.values():
+        for partition in range(PARTITIONS):
+            assert blobs(found, view, partition) == flow.states[view.key].blobs(partition)
+
+
+def test_a_worker_that_is_fenced_again_and_again_stops(embedded_pair, tmp_path):
+    tag = secrets.token_hex(4)
+    definitions, records = shop(tag), taken(history(tag, 200))
+    settings = settings_of(embedded_pair, tag, tmp_path, mode="live")
+    worker, sent = build_worker(definitions, settings), []
+
+    def goes_on():
+        if not sent or sent[-1].done():
+            sent.append(asyncio.ensure_future(intrude(embedded_pair.redis_url, definitions.views.values())))
+            some = records[20 * len(sent) :][:20]
+            sent[-1].add_done_callback(lambda _: produce(embedded_pair.kafka, tag, some))
+        return False
+
+    with pytest.raises(FencedError, match="another worker has claimed it"):
+        asyncio.run(beside(worker, settings, goes_on, 60, alone=False))
