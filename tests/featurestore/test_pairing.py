@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from featurestore import Source
 from featurestore.align import merged
+from featurestore.erasures import Erasure
 from featurestore.expressions import TYPES
 from featurestore.frames import META, empty_frame
+from featurestore.keys import encode_entity
 from featurestore.pairing import Pairing
 
 WITHIN, LATENESS = 5, (3, 2)
@@ -170,3 +172,20 @@ def test_keys_with_the_same_hash_are_not_taken_for_each_other(monkeypatch, bits)
 def test_the_rate_of_a_hot_key_is_that_of_its_pairs():
     left, right = steps(log(PAYMENTS, [("a", 0)] * 300), log(LOGINS, [("a", 0)] * 300))
     assert len(Pairing(JOINED, 2).take(left, right).pairs) == 90_000
+
+
+def test_an_erased_entity_waits_no_longer_and_all_others_do():
+    pairing = Pairing(JOINED, 2)
+    left, right = steps(log(PAYMENTS, [("a", 1), ("b", 2), ("a", 3), ("c", 4)]), log(LOGINS, [("a", 5), ("b", 5)]))
+    pairing.take(left, right.clear())
+    pairing.erase(0, ["card"], erasure("a", before=3))
+    pairing.erase(1, ["card"], erasure("b", before=99))
+    assert pairing.place(0, 8).offset == 2
+    assert places(pairing.take(left.clear(), right).pairs) == [(4, 0), (2, 2)]
+    pairing.erase(0, ["card", "amount"], Erasure("payments", 2, 99, "payment", encode_entity(("c", 3))))
+    assert pairing.place(0, 8).offset == 2
+    pairing.erase(0, ["pair_id"], erasure("0:1:2", before=99))  # of pairs that are joined again: it names none of these
+
+
+def erasure(card, before):
+    return Erasure("payments", 2, before, "card", encode_entity((card,)))

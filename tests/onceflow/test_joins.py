@@ -76,3 +76,18 @@ def test_a_worker_joins_what_was_produced_and_status_shows_how_far_it_came(names
     assert taken == {("meetings", names[2]): 3, (join, names[0]): 4, (join, names[1]): 1}
     assert json.loads(run("get", "meetings", "a", "-m", "features.py", "--json"))["features"] == {"n_1h": 3}
     assert "0 differ" in run("verify", "-m", "features.py")
+
+
+def test_an_entity_of_pairs_is_erased_from_what_is_joined_too(names):
+    with open("onceflow.toml", "a") as file:  # noqa: PTH123 - in the directory of the test
+        file.write("partitions = 1\n")
+    run(*produce(names[0], {"card": "a", "amount": 1.5, "at": AT}, {"card": "b", "amount": 1.5, "at": AT}))
+    run(*produce(names[1], {"card": "a", "device": "d", "at": AT}))
+    run("worker", "-m", "features.py", "--until-end")
+    told = json.loads(run("forget", "card", "a", "-m", "features.py", "--yes", "--json"))
+    assert list(dict.fromkeys(record["topic"] for record in told["records"])) == names
+    run(*produce(names[1], *({"card": card, "device": "d", "at": AT + 1} for card in "ab")))
+    assert json.loads(run("worker", "-m", "features.py", "--until-end").splitlines()[-1])["pairs"] == 1
+    assert "nothing is stored of card 'a'" in run("get", "meetings", "a", "-m", "features.py", code=1)
+    assert json.loads(run("get", "meetings", "b", "-m", "features.py", "--json"))["features"] == {"n_1h": 1}
+    assert "0 differ" in run("verify", "-m", "features.py")

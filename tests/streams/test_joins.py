@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 from collections import Counter
+from itertools import chain
 
 import pytest
 import redis
@@ -14,8 +15,9 @@ from featurestore.errors import ConfigError, StateError
 from featurestore.online import connect
 from onceflow.produce import ensure_topics
 from onceflow.runtime import build_worker
-from streams.joins import HEADER, ends_of
+from streams.joins import HEADER, ends_of, made_key
 from tests.streams.meetings import history, meetings, pairs, produce
+from tests.streams.shop import SECOND, START, Log, erasures, send
 from tests.streams.test_worker import beside
 from tests.streams.working import messages, settings_of, stored, table, work
 
@@ -186,6 +188,69 @@ def test_pairs_that_a_dying_worker_made_are_made_again_and_counted_once(embedded
     assert (worker.stats.repeats > 0) == (commits < 8)
     assert counted(definitions, tmp_path) == Counter(each["card"] for each in expected.values())
     assert compared(definitions, settings).good
+
+
+def erased(tag):
+    """One partition's records about an erasure of c1: before both, both, and after them; and the pairs there are."""
+
+    def at(kind, card, second):
+        event = {
+            "card": card,
+            "at": START + second * SECOND,
+            **({"amount": second} if kind == "payments" else {"device": "d"}),
+        }
+        return Log(f"{kind}-{tag}", 0, event["at"], json.dumps(event).encode(), event)
+
+    before = [at("payments", card, 0) for card in ("c2", "c1")] + [at("logins", "c1", 5)]
+    before += [at("payments", "c9", 20), at("logins", "c8", 20)]
+    both = erasures(tag, ["payments", "logins"], START + 20 * SECOND, "card", b"sc1", partitions=1)
+    after = [at("logins", "c1", 30), at("logins", "c2", 30), at("payments", "c1", 60), at("logins", "c1", 61)]
+    return [before, both, after], [("c1", 0, 5), ("c2", 0, 30), ("c1", 60, 30), ("c1", 60, 61)]
+
+
+def of_cards(pair, definitions):
+    """Card and both times, in seconds, of the pairs there are."""
+    found = made(pair, definitions)
+    return [(each["card"], *((each[name] - START) // SECOND for name in ("at", "at_right"))) for each in found]
+
+
+@pytest.mark.parametrize("cuts", [[3], [1, 2, 3]])
+def test_an_erased_entity_waits_no_longer_and_an_erasure_of_pairs_takes_those_there_are(pair, tmp_path, cuts):
+    tag, begin = tagged(), 0
+    definitions, (parts, expected) = meetings(tag), erased(tag)
+    settings = settings_of(pair, tag, tmp_path)
+    for end in cuts:
+        produce(pair.kafka, tag, list(chain(*parts[begin:end])), partitions=1)
+        work(definitions, settings)
+        begin = end
+    assert of_cards(pair, definitions) == expected
+    assert counted(definitions, tmp_path) == {"c1": 3, "c2": 1}
+    assert set(table(tmp_path / "events" / f"payments-{tag}")["card"]) == {None, "c1", "c2", "c9"}
+    gone = erasures(tag, [f"payments-{tag}.logins"], START, "card", b"sc1", partitions=1)
+    send(pair.kafka, [definitions.joins[0].name], gone, partitions=1)
+    work(definitions, settings)
+    assert counted(definitions, tmp_path) == {"c2": 1}
+    assert set(table(tmp_path / "events" / definitions.joins[0].name)["card"]) == {None, "c2"}
+    assert compared(definitions, settings).good
+
+
+def test_live_what_is_read_again_is_erased_again(pair, tmp_path):
+    tag = tagged()
+    definitions, (parts, expected) = meetings(tag), erased(tag)
+    settings = settings_of(pair, tag, tmp_path, mode="live", max_wait_ms=20)
+    for at, part in enumerate(parts):
+        produce(pair.kafka, tag, part, partitions=1)
+        upto = len(list(chain(*parts[: at + 1])))
+        worker = build_worker(definitions, settings)
+        asyncio.run(beside(worker, settings, lambda upto=upto: taken(pair, definitions) == upto))
+    assert sorted(of_cards(pair, definitions)) == sorted(expected)
+
+
+def taken(pair, definitions):
+    """The offsets of both logs up to which pairs were made, together."""
+    with redis.Redis.from_url(pair.redis_url) as client:
+        keys = client.scan_iter(match=f"*{made_key(definitions.joins[0])}:next", count=10_000)
+        return sum(int(client.hget(key, "next") or 0) for key in keys)
 
 
 def test_topics_of_different_size_are_refused_before_anything_is_made(embedded_pair, tmp_path):
