@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from featurestore.align import Chunk, Partition
+from featurestore.align import Chunk, Partition, ranks_of
 from featurestore.confluent import Schemas
 from featurestore.definitions import View
 from featurestore.errors import FencedError, GapError, StateError
@@ -97,14 +98,15 @@ class Worker:
         listed += [source for processor in self.processors for source in processor.sources]
         listed += [side for source in self.joins for side in source.sides]
         self.sources: dict[str, Source] = {source.name: source for source in listed}
-        predicted = {processor.on.name for processor in self.processors}
-        ranks = {topic: int(topic in predicted) for topic in self.sources}
+        asked: defaultdict[str, set[str]] = defaultdict(set)  # by topic those of which something is read at its events
+        for processor in self.processors:
+            asked[processor.on.name] |= {each.view.source.name for each in processor.reads}
         read = [*self.named, *((each.view, each.topic) for each in reads)]
         self._forgetting = Forgetting(self.sources, self._views, read, self.options.forgotten, self.read_later)
         self._intake = Intake(
             self.sources,
             self._views,
-            ranks,
+            ranks_of(self.sources, asked),
             self._forgetting.entities,
             self.options,
             self.stats,

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import polars as pl
 import pytest
+import redis
 from typer.testing import CliRunner
 
 from onceflow import cli
 from onceflow.modules import load
+from tests.streams.working import table
 
 DEFINITIONS = """
 from featurestore import Count, Entity, Source, view
@@ -75,6 +79,23 @@ def test_a_worker_joins_what_was_produced_and_status_shows_how_far_it_came(names
     join = f"join {names[2]}"
     assert taken == {("meetings", names[2]): 3, (join, names[0]): 4, (join, names[1]): 1}
     assert json.loads(run("get", "meetings", "a", "-m", "features.py", "--json"))["features"] == {"n_1h": 3}
+    assert "0 differ" in run("verify", "-m", "features.py")
+
+
+def test_a_backfill_of_archived_pairs_gives_the_rows_and_the_states_of_the_stream(names, embedded_pair):
+    run(*produce(names[0], *({"card": card, "amount": 1.5, "at": AT + at} for at in range(3) for card in "ab")))
+    run(*produce(names[1], {"card": "a", "device": "d", "at": AT + 5}, {"card": "b", "device": "d", "at": AT + 6}))
+    run("worker", "-m", "features.py", "--until-end")
+    history = ["backfill", "-m", "features.py", "--view", "meetings", "--events", ".onceflow/events"]
+    run(*history, "--out", "out")
+    rows = pl.read_parquet("out/part-*.parquet").sort("_partition", "_offset")
+    assert rows.equals(table(Path(".onceflow/features/meetings")).select(rows.columns))
+    with redis.Redis.from_url(embedded_pair.redis_url) as client:
+        client.delete(*client.scan_iter(match=f"*{names[2]}:*meetings@*", count=10_000))
+    run(*history, "--online")
+    run(*produce(names[1], {"card": "a", "device": "d", "at": AT + 7}))
+    run("worker", "-m", "features.py", "--until-end")
+    assert json.loads(run("get", "meetings", "a", "-m", "features.py", "--json"))["features"] == {"n_1h": 6}
     assert "0 differ" in run("verify", "-m", "features.py")
 
 

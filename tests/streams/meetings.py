@@ -36,12 +36,12 @@ def meetings(tag, *, within="2m"):
     return Definitions({each.name: each for each in (payments, logins, both)}, {v.name: v for v in views}, {})
 
 
-def history(tag, count, *, seed=0, partitions=PARTITIONS):
-    """Records in the order in which they are produced, some of them late."""
+def history(tag, count, *, seed=0, partitions=PARTITIONS, shuffled=True):
+    """Records in the order in which they are produced; where they are `shuffled` some are late."""
     rng, out, time = random.Random(seed), [], START
     for number in range(count):
         time += rng.choice([0, SECOND, SECOND, 5 * SECOND])
-        late = rng.choice([0, 0, 0, 20 * SECOND, 3 * MINUTE if rng.random() < 0.1 else 0])
+        late = rng.choice([0, 0, 0, 20 * SECOND, 3 * MINUTE if rng.random() < 0.1 else 0]) * shuffled
         card = f"c{rng.randrange(20)}"
         event = {"card": card, "at": time - late}
         kind = rng.choice(["payments", "logins"])
