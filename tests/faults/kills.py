@@ -129,7 +129,7 @@ class Killer:
         """Start a worker."""
         self.data.mkdir(parents=True, exist_ok=True)
         settings = self.case.settings(self.pair, self.data)
-        names = ("kafka", "redis", "data", "group", "mode", "grid", "chunk")
+        names = ("kafka", "redis", "data", "group", "mode", "grid", "chunk", "session_timeout_ms")
         environment = {f"ONCEFLOW_{name.upper()}": str(getattr(settings, name)) for name in names}
         arguments = ["worker", "-m", self.module, *["--until-end"] * self.ends]
         return start(arguments, self.data / "worker.log", {**environment, TAG: self.case.tag})

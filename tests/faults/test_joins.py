@@ -33,10 +33,12 @@ class Case:
     mode: str
     partitions: int = PARTITIONS
     records: list = field(init=False)
+    expected: dict = field(init=False)  # the pairs by id
 
     def __post_init__(self):
         self.definitions = meetings(self.tag)
         self.records = history(self.tag, self.count, partitions=self.partitions)
+        self.expected = pairs(self.records)[0]
         (self.joined,) = self.definitions.joins
         (self.view,) = (view for view in self.definitions.views.values() if view.source is self.joined)
 
@@ -48,13 +50,13 @@ class JoinKiller(Killer):
     """Kills workers that make pairs, or fold them."""
 
     def _done(self, client):
-        total = len(pairs(self.case.records)[0])
-        return (made(self.case, client) / len(self.case.records) + folded(self.case, client) / total) / 2
+        case = self.case
+        return (made(case, client) / len(case.records) + folded(case, client) / len(case.expected)) / 2
 
 
 def online(case, pair, data):
     """What is served of every card as of the newest pair, and what an oracle of the two logs says."""
-    expected = pairs(case.records)[0]
+    expected = case.expected
     cards = sorted({each["card"] for each in expected.values()})
     as_of = max(each["pair_at"] for each in expected.values())
 
@@ -79,7 +81,7 @@ def check(case, pair, data):
     served, expected = online(case, pair, data)
     assert served == expected
     sent = {json.loads(read.value)["pair_id"] for read in messages(pair.kafka, case.joined.name)}
-    assert sent == set(pairs(case.records)[0])
+    assert sent == set(case.expected)
 
 
 @pytest.mark.slow
