@@ -6,7 +6,8 @@ still to come can match it: until the other log's newest less lateness has passe
 events of a side wait, for the other is silent, the older half of them stops waiting.
 
 Waiting events lie in runs, each ordered by key and time, of which a new one is merged with those that are not larger
-than twice its size: so an event is moved a few times, and found by a binary search in each of a few runs.
+than twice its size, and one of which half waits no more is made anew: so an event is moved a few times, and found by a
+binary search in each of a few runs.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class _Run:
 
     keys: Places
     events: pl.DataFrame
-    newest: int  # time
+    middle: int  # time: half of the events are not newer
     first: Place
 
 
@@ -185,9 +186,16 @@ class _Side:
     def forget(self, since: int) -> None:
         """Let events before `since` wait no more and, where there are too many, the older half."""
         self._since = since
-        self._runs = [run for run in self._runs if run.newest >= since]
+        self._runs = [run for run in map(self._lively, self._runs) if run is not None]
         if sum(len(run.events) for run in self._runs) > self._most:
             self._merge(len(self._runs), self._most // 2)
+
+    def _lively(self, run: _Run) -> _Run | None:
+        """A run without what waits no more, if that is half of it; or it would be kept, and read again, for long."""
+        if run.middle >= self._since:
+            return run
+        kept = run.events["_time"].to_numpy() >= self._since
+        return _run(run.keys[kept], run.events.filter(pl.Series(kept))) if kept.any() else None
 
     def erase(self, columns: Sequence[str], key: Sequence[object], before: int) -> None:
         """Let events before an offset wait no longer whose columns hold the key."""
@@ -227,7 +235,8 @@ def _run(keys: Places, events: pl.DataFrame) -> _Run:
     oldest = int(np.argmin(events["_offset"].to_numpy()))
     before = int(events["_before"][oldest])
     first = Place(int(events["_offset"][oldest]), None if before == _NEVER else before)
-    return _Run(keys[order], events[order], int(events["_time"].to_numpy().max()), first)
+    half = len(events) // 2
+    return _Run(keys[order], events[order], int(np.partition(events["_time"].to_numpy(), half)[half]), first)
 
 
 def _between(keys: Places, low: Places, high: Places) -> tuple[Ints, Ints]:

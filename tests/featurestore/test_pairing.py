@@ -152,6 +152,13 @@ def test_events_that_nothing_to_come_can_match_are_forgotten():
     assert pairing.dropped == 0
 
 
+def test_what_waits_no_more_is_not_read_again_because_it_came_together_with_what_does():
+    pairing = Pairing(JOINED, 2)
+    events = [("abc"[at % 3], at) for at in range(1_000)]
+    pairing.take(*steps(log(PAYMENTS, events), log(LOGINS, events)))
+    assert min(pairing.place(0, 2_000).offset, pairing.place(1, 2_000).offset) >= 2 * (1_000 - 2 - 2 * WITHIN)
+
+
 def test_where_too_many_wait_for_a_silent_side_the_newer_half_goes_on_waiting():
     pairing = Pairing(JOINED, 2, most=100)
     left, right = steps(log(PAYMENTS, [("a", at) for at in range(130)]), log(LOGINS, [("a", 128)]))
