@@ -80,6 +80,7 @@ def test_a_replay_makes_all_pairs_once_and_features_of_them(pair, tmp_path):
     assert worker.stats.rejected["malformed"] == sum(record.event is None for record in records)
 
 
+@pytest.mark.slow
 def test_pairs_do_not_depend_on_how_a_replay_is_cut_or_interrupted(embedded_pair, tmp_path):
     tags, orders = [tagged(), tagged()], []
     for tag, cuts, chunk in ((tags[0], [400], 300), (tags[1], [90, 91, 250, 400], 40)):
