@@ -2,15 +2,15 @@
 
 Within a partition events stay in offset order. A record's place in the merged order is its *key*: the newest event
 time that its partition has shown up to it. Records are ordered by (key, rank of the topic, topic, partition, offset),
-so that the order depends on the logs alone and not on how they were fetched. Topics on which something is predicted
-rank last: a prediction at `t` comes after every event with time <= t of the other topics. An erasure has the place that
-an event of the newest time would have.
+so that the order depends on the logs alone and not on how they were fetched. A topic on which something is predicted
+ranks after those that are read there: a prediction at `t` comes after every event with time <= t of these. An erasure
+has the place that an event of the newest time would have.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ class Aligner:
     """Buffers batches by partition and hands out the merged order as far as it is certain."""
 
     def __init__(self, ranks: Mapping[str, int], *, in_order: bool = True) -> None:
-        """`ranks`: the topics, with 1 for those on which something is predicted and 0 for the others.
+        """`ranks`: the topics, with their ranks (see `ranks_of`).
 
         Where nothing depends on the order between partitions, and so not `in_order`, none waits for another.
         """
@@ -217,6 +217,23 @@ class Aligner:
         partitions = np.repeat([p for (_, p), _ in taken], lengths)
         offsets = np.concatenate([part.offsets for _, part in taken])
         return np.lexsort((offsets, partitions, topics, keys))
+
+
+def ranks_of(topics: Iterable[str], reads: Mapping[str, Collection[str]]) -> dict[str, int]:
+    """The topics' ranks; `reads` has those on which something is predicted, each with those whose views are read there.
+
+    They are 0 where nothing is predicted. Of two topics that are read at each other's events none comes first.
+    """
+
+    def rank(topic: str, above: frozenset[str]) -> int:
+        above |= {topic}
+        return (
+            1 + max((rank(each, above) for each in reads[topic] if each not in above), default=0)
+            if topic in reads
+            else 0
+        )
+
+    return {topic: rank(topic, frozenset()) for topic in topics}
 
 
 def _frontier(queues: Sequence[_Queue], certain: int, limit: int) -> int:

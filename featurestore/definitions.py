@@ -20,6 +20,7 @@ import polars as pl
 from featurestore.aggregates import Aggregate, Window, Windows, window
 from featurestore.errors import DefinitionError
 from featurestore.expressions import Derived, by_name, canonical_text, checked_type, closest
+from featurestore.joined import Joined
 from featurestore.sources import Entity, Source
 from featurestore.times import ENDLESS
 
@@ -221,6 +222,8 @@ def _fingerprint(made: View) -> str:
         "entity": made.entity.keys,
         "features": [_feature_spec(feature) for feature in made.stored],
     }
+    if isinstance(source, Joined):
+        state["joined"] = source.fingerprint
     if source.id is not None:
         state["repeats"] = [source.id, source.dedup]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]

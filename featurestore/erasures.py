@@ -6,7 +6,7 @@ Such a record has no value. Its header `onceflow-forget` names the entity, and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from featurestore.definitions import View
 from featurestore.errors import DataError, FormatError
 from featurestore.frames import entity_codes
+from featurestore.joined import Joined
 from featurestore.keys import decode_entity
 from featurestore.plan import compiled
 from featurestore.sources import Source
@@ -50,6 +51,23 @@ def entities_of(
     found = [view.entity for view in views if view.source.name == topic]
     found += [view.entity for view, at in reads if at == topic]
     return {entity.name: entity.keys for entity in found}
+
+
+def told_before(views: Sequence[View]) -> list[tuple[View, str]]:
+    """The views of pairs, each with those topics the pairs are made of whose own events name the view's entity.
+
+    Of views of such a topic itself the entity is known there already, maybe by other columns.
+    """
+    own = {(view.source.name, view.entity.name) for view in views}
+    found = [(view, side.name) for view in views for side in _naming_sides(view.source, view.entity.keys)]
+    return [(view, topic) for view, topic in found if (topic, view.entity.name) not in own]
+
+
+def _naming_sides(source: Source, columns: Sequence[str]) -> Iterator[Source]:
+    if isinstance(source, Joined):
+        for side in source.sides:
+            if all(source.comes_from(side, column) for column in columns):
+                yield from (side, *_naming_sides(side, columns))
 
 
 class Naming(NamedTuple):

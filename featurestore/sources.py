@@ -6,13 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from featurestore.errors import DefinitionError
 from featurestore.expressions import TYPES, Expressions, by_name, checked_type, closest
 from featurestore.times import milliseconds
+
+if TYPE_CHECKING:
+    from featurestore.joined import Joined
 
 PARTITIONERS = ("murmur2", "crc32")
 FORMATS = ("json", "msgpack", "csv", "arrow", "avro", "json_schema", "protobuf")
@@ -149,6 +152,30 @@ class Source:
     def required(self) -> tuple[str, ...]:
         """Columns that no event may lack."""
         return (self.event_time, *self.keys)
+
+    def join(
+        self,
+        other: Source,
+        on: str | Sequence[str],
+        within: str,
+        *,
+        name: str | None = None,
+        derive: Mapping[str, Expressions] | None = None,
+        dedup: int = 1_000_000,
+    ) -> Joined:
+        """The source of all pairs of an event of this one and one of the other with equal `on`, `within` each other.
+
+        It is a topic of its own, `<this>.<other>` if `name` does not say otherwise, to which a worker writes an event a
+        pair. `on` is the key of both topics, which need as many partitions. Columns keep their names, but those of the
+        other that are there already get "_right" behind them; `pair_at` is the event time, the later of the two, and
+        `pair_id`, its `id`, tells pairs apart. An event that is later than its source's lateness is in no pair.
+
+        A worker that dies makes the pairs of its last turn again: `dedup` is to be twice what a turn makes, at least.
+        `derive` adds columns.
+        """
+        from featurestore.joined import joined  # noqa: PLC0415 - what it makes is a kind of this class
+
+        return joined(self, other, on, within, name=name, derive=derive, dedup=dedup)
 
 
 def _canonical_type(kind: object, where: str) -> str:

@@ -38,6 +38,8 @@ _COUNTS: tuple[tuple[str, str, Callable[[Stats], int]], ...] = (
     ("states", "Entity states written", lambda stats: stats.states),
     ("late", "Events too late for every window", lambda stats: stats.late),
     ("repeats", "Events left out, for their id came before", lambda stats: stats.repeats),
+    ("pairs", "Pairs made by joins", lambda stats: stats.pairs),
+    ("unpaired", "Events too many to wait for a pair", lambda stats: stats.unpaired),
     ("fetched_bytes", "Bytes of keys and values from Kafka, unpacked", lambda stats: stats.fetched_bytes),
     ("state_cache_hits", "Entities of a turn whose states were in memory", lambda stats: stats.cache_hits),
     ("state_cache_misses", "Entities of a turn that Redis was asked for", lambda stats: stats.cache_misses),

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from featurestore.definitions import View
 from featurestore.errors import ConfigError
+from featurestore.joined import Joined
 from featurestore.sources import Source
 from learner import Service
 
@@ -27,12 +28,18 @@ class Definitions:
     views: dict[str, View]
     services: dict[str, Service]
 
+    @property
+    def joins(self) -> list[Joined]:
+        """The sources that are joined of others, each after those that it is joined of."""
+        return [source for source in self.sources.values() if isinstance(source, Joined)]
+
 
 def load(name: str) -> Definitions:
     """The definitions of a dotted module, or of a file if the name ends in .py, found from the current directory.
 
-    Sources and views that only another definition refers to count as well. ConfigError: there is no such module, it
-    defines nothing, or two definitions of one kind share a name. DefinitionError: a definition in it cannot work.
+    Sources and views that only another definition refers to count as well, a joined source after those it is made of.
+    ConfigError: there is no such module, it defines nothing, or two definitions of one kind share a name.
+    DefinitionError: a definition in it cannot work.
     """
     return collect(_imported(name), name)
 
@@ -48,7 +55,13 @@ def collect(module: ModuleType, name: str) -> Definitions:
     sources += [source for service in services.values() for source in (service.on, service.label.source)]
     if not views and not services:
         raise ConfigError(f"module {name!r} defines no view and no service: decorate a class with @featurestore.view")
+    sources = [each for source in sources for each in _with_sides(source)]
     return Definitions(_by_name(sources, name), views, services)
+
+
+def _with_sides(source: Source) -> list[Source]:
+    sides = source.sides if isinstance(source, Joined) else ()
+    return [*(each for side in sides for each in _with_sides(side)), source]
 
 
 def _by_name(found: Iterable[Definition], module: str) -> dict[str, Definition]:

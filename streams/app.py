@@ -174,21 +174,21 @@ async def _live(app: App) -> None:
     await app.wait_until_stopped()
 
 
-def run(app: App, main: Main | None = None) -> None:
-    """Run as `run_app` does, in an event loop of its own, until SIGINT or SIGTERM.
+def run(app: App, main: Main | None = None) -> bool:
+    """Run as `run_app` does, in an event loop of its own, until SIGINT or SIGTERM; returns whether neither ended it.
 
     What is still under way `STOP_SECONDS` later, or at a second signal, is given up: the process ends with exit code 1.
     """
     told: list[int] = []  # before there was a loop that listens: what a handler raises would leave one half made
     before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in _SIGNALS}
     try:
-        asyncio.run(_until_signalled(app, main, told))
+        return asyncio.run(_until_signalled(app, main, told))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-async def _until_signalled(app: App, main: Main | None, told: Sequence[int]) -> None:
+async def _until_signalled(app: App, main: Main | None, told: Sequence[int]) -> bool:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(run_app(app, main))
 
@@ -205,6 +205,7 @@ async def _until_signalled(app: App, main: Main | None, told: Sequence[int]) -> 
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()
+    return not task.cancelled()
 
 
 def _give_up() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
 from featurestore.erasures import Entities, Erasure, entities_of, naming
-from featurestore.flow import Read
 from featurestore.forgotten import Forgotten, known, remember
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
@@ -23,19 +23,27 @@ Notes = Mapping[Partition, Sequence[Forgotten]]
 
 
 class Forgetting:
-    """The erasures of a worker's topics. `events` is the folder of the archive; None: nothing is written down."""
+    """The erasures of a worker's topics; those of topics in `read_later` another worker writes down.
+
+    `reads` are views with other topics than their own whose events name their entities. `events` is the folder of the
+    archive; None: nothing is written down.
+    """
 
     def __init__(
-        self, sources: Mapping[str, Source], views: Sequence[View], reads: Sequence[Read], events: Path | None
+        self,
+        sources: Mapping[str, Source],
+        views: Sequence[View],
+        reads: Sequence[tuple[View, str]],
+        events: Path | None,
+        read_later: Collection[str] = (),
     ) -> None:
-        read = [(each.view, each.topic) for each in reads]
-        self.entities: dict[str, Entities] = {name: entities_of(name, views, read) for name in sources}
+        self.entities: dict[str, Entities] = {name: entities_of(name, views, reads) for name in sources}
         self._masked = {
-            (name, entity): naming(source, entity, views, read).masked
+            (name, entity): naming(source, entity, views, reads).masked
             for name, source in sources.items()
             for entity in self.entities[name]
         }
-        self._events = events
+        self._events, self._read_later = events, read_later
         self._reached: dict[Partition, int] = {}
         self._sweeping: asyncio.Task[None] | None = None
         self._left_off = threading.Event()
@@ -54,11 +62,13 @@ class Forgetting:
         It comes before anything else of the chunk is stored: who finds a state erased finds that written down. What
         is noted of other partitions comes first: who finds an erasure finds all that was to be noted of it.
         """
-        notes = (self._reaches(chunk), self._erasures(chunk)) if chunk.erasures and self._events is not None else ()
+        mine = [placed for placed in chunk.erasures if placed[1].topic not in self._read_later]
+        chunk = replace(chunk, erasures=mine)
+        notes = (self._reaches(chunk), self._erasures(chunk)) if mine and self._events is not None else ()
         for by_place in notes:
-            for place, mine in by_place.items():
-                await asyncio.to_thread(remember, self._folder(place), mine)
-        self._reached |= {place: end for place, (_, end) in chunk.spans.items()}
+            for place, entries in by_place.items():
+                await asyncio.to_thread(remember, self._folder(place), entries)
+        self._reached |= {at: max(end, self._reached.get(at, 0)) for at, (_, end) in chunk.spans.items()}
 
     async def sweep(self, writers: Sequence[GridWriter], *, wait: bool) -> None:
         """Begin to rewrite the complete files of erased entities, unless that is under way; maybe `wait` for it."""
@@ -125,7 +135,8 @@ class Forgetting:
                 mine = partitions == number
                 ends = np.append(starts[topic, number], offsets[mine] + 1)
                 upto[topic, number] = ends[np.searchsorted(places[mine], steps)]
-        return upto
+        # What is read again, to be joined, has been shown before.
+        return {place: np.maximum(each, self._reached.get(place, 0)) for place, each in upto.items()}
 
 
 def _sweep(writers: Sequence[GridWriter], left_off: Callable[[], bool]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,11 +17,12 @@ from featurestore.erasures import Entities
 from featurestore.errors import GapError
 from featurestore.forgotten import archive_revision
 from featurestore.offline import GridWriter
+from featurestore.pairing import Place
 from featurestore.repeats import Repeats
 from featurestore.sources import Source
 from featurestore.stores import Position
 from streams.batches import TP, Batch
-from streams.ingest import Ingested, ingested
+from streams.ingest import Ingested, Refused, ingested
 from streams.messages import Message
 from streams.mirror import archive_table
 from streams.notes import Refusals
@@ -47,10 +48,11 @@ class Holding(Protocol):
 class _Log:
     """Where a source partition stands between Kafka and the merged order.
 
-    Offsets are those of records but for `begin`, which is an event's.
+    Offsets are those of records but for `begin` and `back`, which are events'.
     """
 
-    begin: int = 0  # first offset that a view or a processor still needs; what is before only the archive does
+    begin: int = 0  # first offset that is new to a view, a processor or a join
+    back: int = 0  # first offset that a join needs again; what is before only the archive does
     expected: int | None = None  # next offset to come from Kafka
     stored: int = 0  # all before it has been stored
     end: int | None = None  # in a replay: where it ends
@@ -70,7 +72,8 @@ class Intake:
 
     `erasable` are the entities that records of a topic may erase. `refused` is what is to go to dead letters; what has
     brought too much is told so by `holding`, which is to be set before anything comes. Live, partitions wait for each
-    other only where `in_order` says that something depends on the order of theirs.
+    other only where `in_order` says that something depends on the order of theirs. Topics that are `made` here are not
+    waited for; of those that another worker is to `read_later` that one sets aside what is refused.
     """
 
     holding: Holding
@@ -86,10 +89,13 @@ class Intake:
         now: Callable[[], int],
         *,
         in_order: bool,
+        made: Collection[str] = (),
+        read_later: Collection[str] = (),
     ) -> None:
         self._sources, self._ranks, self._erasable = sources, ranks, erasable
         self._options, self._stats, self._now = options, stats, now
         self._in_order = options.replay or in_order
+        self._made, self._read_later = made, read_later
         self._keys = {name: _entity_columns(name, views) for name in sources}
         self._logs: dict[Partition, _Log] = {}
         self._loads: dict[int, Loads] = {}  # what reads the records of each schema
@@ -105,11 +111,14 @@ class Intake:
 
     # --- partitions ---------------------------------------------------------------------------------------------
 
-    def begin(self, partition: Partition, stored: Position | None) -> int | None:
-        """Take a partition on that was `stored` so far; returns the first record that something here still needs."""
+    def begin(self, partition: Partition, stored: Position | None, back: Place) -> int | None:
+        """Take a partition on that was `stored` so far; returns the first record that something here still needs.
+
+        It is read from `back` on, for what waits there to be joined.
+        """
         source, folder = self._sources[partition[0]], self._options.archive
-        self._aligner.assign({partition: None if stored is None else stored.clock})
-        log = self._logs[partition] = _Log(0 if stored is None else stored.next)
+        self._aligner.assign({partition: back.clock})
+        log = self._logs[partition] = _Log(0 if stored is None else stored.next, back.offset)
         if source.id is not None:
             log.repeats = Repeats(source)
         if folder is not None:
@@ -120,14 +129,19 @@ class Intake:
         return (stored.next if log.archive is None else min(stored.next, log.archive.next)) >> source.row_bits
 
     def lead(self, partition: Partition) -> int:
-        """How many records before a partition's position are read for their ids alone."""
-        source = self._sources.get(partition[0])
-        return 0 if source is None or source.id is None else source.dedup
+        """How many records before a partition's position are read again: for their ids, or to be joined."""
+        log, source = self._logs.get(partition), self._sources.get(partition[0])
+        if log is None or source is None:
+            return 0
+        joined = (log.begin >> source.row_bits) - (log.back >> source.row_bits)
+        return joined if source.id is None else joined + source.dedup
 
     def start(self, partition: Partition, start: int, end: int | None) -> None:
         """Expect records from `start` on; in a replay that ends, up to `end`."""
         log = self._logs[partition]
         log.expected, log.stored, log.heard, log.end = start, start, time.monotonic(), end
+        if partition[0] in self._made:
+            self._aligner.drain(partition)
         self._drain_at_end(partition)
 
     @property
@@ -194,19 +208,22 @@ class Intake:
         return replace(got, events=events)
 
     def _align(self, partition: Partition, got: Ingested, start: int, end: int) -> None:
-        begin, events, rejects, erasures = self._logs[partition].begin, got.events, got.rejects, got.erasures
-        if end <= begin:
+        log, events, erasures = self._logs[partition], got.events, got.erasures
+        if end <= log.back:
             return
-        if start < begin:
-            events = events.filter(pl.col("_offset") >= begin)
-            rejects = [refused for refused in rejects if refused.offset >= begin]
-            erasures = [erasure for erasure in erasures if erasure.offset >= begin]
+        if start < log.back:
+            events = events.filter(pl.col("_offset") >= log.back)
+            erasures = [erasure for erasure in erasures if erasure.offset >= log.back]
+        if partition[0] not in self._read_later:
+            self._set_aside(partition, [refused for refused in got.rejects if refused.offset >= log.begin])
+        self._aligner.push(partition, events, max(start, log.back), end, erasures)
+        if not self._options.replay and partition[0] not in self._made:
+            self._aligner.drain(partition, drained=False)
+
+    def _set_aside(self, partition: Partition, rejects: Sequence[Refused]) -> None:
         self._stats.rejected.update(refused.error for refused in rejects)
         self._refusals.note(partition, rejects)
         self.refused += [refused.message for refused in rejects]
-        self._aligner.push(partition, events, max(start, begin), end, erasures)
-        if not self._options.replay:
-            self._aligner.drain(partition, drained=False)
 
     # --- the merged order ---------------------------------------------------------------------------------------
 
@@ -257,11 +274,12 @@ class Intake:
         self.holding.release(TP(*partition))
 
     def _give_up_waiting(self) -> None:
-        """Go on without partitions that have been silent for too long; in a replay, never."""
+        """Go on without partitions that have been silent for too long; in a replay, never, nor while one is reread."""
         if not self._options.replay:
             silent_since = time.monotonic() - self._options.max_wait
             for partition, log in self._logs.items():
-                if log.heard < silent_since and not log.held:
+                again = log.expected is not None and log.expected << self._sources[partition[0]].row_bits < log.begin
+                if log.heard < silent_since and not log.held and not again:
                     self._aligner.drain(partition)
 
     def _drain_at_end(self, partition: Partition) -> None:

@@ -23,6 +23,7 @@ from featurestore.errors import DataError
 from featurestore.headers import Headers
 from featurestore.predictions import decode_prediction
 from featurestore.predictions import prediction_topic as prediction_topic  # noqa: PLC0414 - it belongs to this page
+from featurestore.sources import Source
 
 #: A message stays well under the megabyte that brokers take by default.
 MESSAGE_BYTES = 500_000
@@ -55,6 +56,13 @@ class Record(NamedTuple):
     value: bytes | None
     key: bytes | None = None
     headers: Headers = ()  # those that hold columns
+
+
+def records_of(source: Source, events: pl.DataFrame) -> Iterator[Record]:
+    """The records of events that were read; of one that holds several the whole, for each of them."""
+    if len(events):
+        for partition, offset, value in events.select("_partition", "_offset", "_raw").iter_rows():
+            yield Record(source.name, partition, offset >> source.row_bits, value)
 
 
 def feature_topic(view: View) -> str:
@@ -158,9 +166,9 @@ def rejected(record: Record, error: str, detail: str) -> Message:
     return Message(f"{record.topic}.dlq", record.partition, value, key, headers)
 
 
-def late(record: Record, view: str) -> Message:
-    """A record for `<topic>.late`: an event too old for every window of `view`."""
-    headers = _why(record, "late", f"older than every window of {view}")
+def late(record: Record, detail: str) -> Message:
+    """A record for `<topic>.late`, and why it is."""
+    headers = _why(record, "late", detail)
     return Message(f"{record.topic}.late", record.partition, record.value, None, headers)
 
 

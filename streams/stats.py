@@ -36,6 +36,8 @@ class Stats:
     states: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     late: int = 0
+    pairs: int = 0
+    unpaired: int = 0  # events that stopped waiting for a pair because too many waited
     repeats: int = 0
     fetched_bytes: int = 0
     cache_hits: int = 0
@@ -70,6 +72,13 @@ class Stats:
         self.chunks += 1
         self.events += events
         self.sizes[np.searchsorted(SIZES, events)] += 1
+
+    def add_joined(self, other: Stats) -> None:
+        """Count what another worker did that made pairs for this one."""
+        self.pairs += other.pairs
+        self.unpaired += other.unpaired
+        self.late += other.late
+        self.rejected.update(other.rejected)
 
     def spent(self, stage: str, seconds: float) -> None:
         """Count what a stage of a turn took."""
@@ -122,6 +131,8 @@ class Stats:
             "states": self.states,
             "rejected": dict(self.rejected),
             "late": self.late,
+            "pairs": self.pairs,
+            "unpaired": self.unpaired,
             "repeats": self.repeats,
             "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
             "first_fold": self.first_fold,

@@ -16,10 +16,12 @@ from featurestore.definitions import View
 from featurestore.engine import Changes
 from featurestore.errors import StateError
 from featurestore.flow import Flow, Read, ViewOutput, from_offsets
+from featurestore.joined import Joined
+from featurestore.pairing import Place
 from featurestore.partitioners import check_place
-from featurestore.sources import Source
 from featurestore.stores import Commit, Position, Request, time_to_live
-from streams.messages import Message, Record, feature_messages, late, prediction_messages, rejected
+from streams.joins import Ends, Join, Made, made_key, waiting_key
+from streams.messages import Message, feature_messages, late, prediction_messages, records_of, rejected
 from streams.processor import Processor
 from streams.stats import Stats
 
@@ -38,7 +40,7 @@ class Turn:
 
 
 class Work:
-    """Views and processors, and how far each has come in each partition. `owner` is the worker's token.
+    """Views, processors and joins, and how far each has come in each partition. `owner` is the worker's token.
 
     Where states take more than `memory` bytes, those used longest ago are forgotten: the online store has them. With
     `publish`, online writes are messages too.
@@ -52,6 +54,7 @@ class Work:
         owner: str,
         stats: Stats,
         memory: int,
+        joins: Sequence[Join] = (),
         *,
         publish: bool,
     ) -> None:
@@ -61,14 +64,18 @@ class Work:
         self._owner = owner
         self._stats = stats
         self._memory, self._publish = memory, publish
+        self._joins = joins
         self._looked_at = 0  # lookups so far
-        self._done: dict[tuple[str, Partition], int] = {}  # by processor key: first offset not processed
+        self._done: dict[tuple[str, Partition], int] = {}  # by processor or join: position, as it is stored
         self._owned: set[Partition] = set()
 
     def keys(self, partition: Partition) -> list[str]:
         """The identities under which the online store keeps positions of a source partition."""
         views = [key for key, view in self._flow.views.items() if view.source.name == partition[0]]
-        return views + [_key(processor) for processor in self._takers(partition[0])]
+        joins = self._joins_of(partition[0])
+        waiting = [waiting_key(join.source) for join in joins]
+        predicted = [_key(processor) for processor in self._takers(partition[0])]
+        return [*views, *predicted, *(made_key(join.source) for join in joins), *waiting]
 
     def begin(self, partition: Partition, positions: Mapping[str, Position | None]) -> Position | None:
         """Go on with a partition where the online store says, by identity.
@@ -84,8 +91,32 @@ class Work:
             if (position := positions[_key(processor)]) is not None:
                 self._done[_key(processor), partition] = position.next
                 _check_memory(processor, partition, position)
+        positions = dict(positions)
+        for join in self._joins_of(partition[0]):
+            if (made := positions[made_key(join.source)]) is not None:
+                self._done[made_key(join.source), partition] = made.next
+            self._wait(join, partition, positions.pop(waiting_key(join.source)))
         found = [position for position in positions.values() if position is not None]
         return min(found, key=lambda at: at.next) if len(found) == len(positions) else None
+
+    def _wait(self, join: Join, partition: Partition, stored: Position | None) -> None:
+        if stored is not None:
+            self._done[waiting_key(join.source), partition] = stored.next
+            join.wait(partition, Place(stored.next, stored.clock))
+
+    def begin_join(self, source: Joined, partition: int, sent: Ends | None) -> None:
+        """Go on with a join whose topic says that pairs were `sent`, once both logs have begun."""
+        left, right = (self._done.get((made_key(source), (side.name, partition)), 0) for side in source.sides)
+        next(join for join in self._joins if join.source is source).begin(partition, (left, right), sent)
+
+    def reread(self, partition: Partition, begin: Position | None) -> Place:
+        """From where a partition is read that begins there: what waits of it to be joined may lie before."""
+        begins = Place(0, None) if begin is None else Place(begin.next, begin.clock)
+        waiting = [join.begins(partition) for join in self._joins_of(partition[0])]
+        return min([begins, *waiting], key=lambda place: place.offset)
+
+    def _joins_of(self, topic: str) -> list[Join]:
+        return [join for join in self._joins if topic in join.topics]
 
     def _takers(self, topic: str) -> list[Processor]:
         return [x for x in self._processors if topic in {source.name for source in x.sources}]
@@ -142,14 +173,18 @@ class Work:
             reads = {read: frame for output in outputs.values() for read, frame in output.reads.items()}
             predictions = [(x, self._process(x, chunk, reads)) for x in self._processors]
             checkpoints = [x.checkpoint() for x in self._processors]
+        with self._stats.timed("join"):
+            made = [join.take(chunk) for join in self._joins]
         spans = {at: _span(chunk, at[1], before) for at, before in views.items()}
         with self._stats.timed("encode"):
             # In this order: a view that ran ahead of a prediction would show it the future.
             new = {at for at, before in views.items() if before is None}
-            commits = [*self._prediction_commits(chunk), *self._view_commits(spans, new, now)]
+            commits = [*self._prediction_commits(chunk), *self._join_commits(made)]
+            commits += self._view_commits(spans, new, now)
             self._flow.forget_oldest(self._memory)
         with self._stats.timed("messages"):
             messages = list(self._messages(outputs, predictions, spans))
+            messages += self._joined_messages(made)
         return Turn(chunk, messages, checkpoints, commits)
 
     def _process(self, processor: Processor, chunk: Chunk, reads: Mapping[Read, pl.DataFrame]) -> pl.DataFrame:
@@ -190,6 +225,24 @@ class Work:
                     clock = chunk.clocks.get(partition, 0)
                     yield Commit(key, *partition, self._owner, start, end, clock, [], [], first=before is None)
 
+    def _join_commits(self, made: Sequence[Made]) -> Iterator[Commit]:
+        """Where joins stand, as far as that has moved."""
+        for join, each in zip(self._joins, made, strict=True):
+            for log, reached, waiting in each.stands:
+                for key, place in ((made_key(join.source), reached), (waiting_key(join.source), waiting)):
+                    before = self._done.get((key, log))
+                    if place.offset > (before or 0):
+                        self._done[key, log] = place.offset
+                        first, clock = before is None, place.clock or 0
+                        yield Commit(key, *log, self._owner, before or 0, place.offset, clock, [], [], first=first)
+
+    def _joined_messages(self, made: Sequence[Made]) -> Iterator[Message]:
+        for each in made:
+            self._stats.pairs += each.pairs
+            self._stats.late += each.late
+            self._stats.unpaired += each.dropped
+            yield from each.messages
+
     def _messages(
         self,
         outputs: Mapping[str, ViewOutput],
@@ -210,10 +263,10 @@ class Work:
                 yield from prediction_messages(processor.name, frame)
 
     def _refusals(self, view: View, output: ViewOutput) -> Iterator[Message]:
-        for record in _records(view.source, output.late):
+        for record in records_of(view.source, output.late):
             self._stats.late += 1
-            yield late(record, view.key)
-        for record in _records(view.source, output.overflowed):
+            yield late(record, f"older than every window of {view.key}")
+        for record in records_of(view.source, output.overflowed):
             self._stats.rejected["overflow"] += 1
             yield rejected(record, "overflow", f"an integer sum of {view.key} would overflow")
 
@@ -244,12 +297,6 @@ def _rest(chunk: Chunk, positions: Mapping[Partition, int]) -> Chunk:
             frames[topic] = rest
     spans = {at: (starts[at], end) for at, (_, end) in chunk.spans.items() if starts[at] < end}
     return Chunk(frames, spans, chunk.clocks, chunk.erasures)
-
-
-def _records(source: Source, frame: pl.DataFrame) -> Iterator[Record]:
-    if len(frame):
-        for partition, offset, value in frame.select("_partition", "_offset", "_raw").iter_rows():
-            yield Record(source.name, partition, offset >> source.row_bits, value)
 
 
 def _span(chunk: Chunk, partition: Partition, before: int | None) -> tuple[int, int]:

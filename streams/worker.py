@@ -14,22 +14,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from featurestore.align import Chunk, Partition
+from featurestore.align import Chunk, Partition, ranks_of
 from featurestore.confluent import Schemas
 from featurestore.definitions import View
 from featurestore.errors import FencedError, GapError, StateError
+from featurestore.joined import Joined
 from featurestore.offline import GridWriter
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
 from streams.forgetting import Forgetting
 from streams.intake import Intake
+from streams.joins import Ends, Join
 from streams.mirror import Mirror
 from streams.notes import given_away, taken
 from streams.options import Options
@@ -50,6 +53,9 @@ T = TypeVar("T")
 
 GATHER = 0.05
 """Seconds for which brokers may wait until there is much to fetch, where no partition waits for another."""
+Sent = Callable[[Joined, Sequence[int]], Mapping[int, Ends]]
+"""Asks the topic of a join how far pairs of some partitions were delivered."""
+
 TOGETHER = 0.002
 """Seconds in which the partitions of one fetch come one after another: they are decoded together."""
 FENCED_AGAIN = 5.0
@@ -58,9 +64,16 @@ FLUSH_SECONDS = 5.0
 """How long what has come may be missing from the files of a live worker."""
 
 
+def _nothing_sent(_source: Joined, _partitions: Sequence[int]) -> Mapping[int, Ends]:
+    return {}
+
+
 @dataclass
 class Worker:
-    """Views and processors over their topics. `now` gives wall-clock time in ms, `owner` is this worker's token."""
+    """Views, processors and joins over their topics.
+
+    `now` gives wall-clock time in ms, `owner` is this worker's token.
+    """
 
     views: Sequence[View]
     processors: Sequence[Processor]
@@ -73,6 +86,11 @@ class Worker:
     owner: str
     now: Callable[[], int]
     schemas: Schemas | None = None
+    joins: Sequence[Joined] = ()
+    sent: Sent = _nothing_sent
+    first: Sequence[Worker] = ()  # to be run to their end before this one begins
+    named: Sequence[tuple[View, str]] = ()  # beside topics, not its own, that name the view's entity
+    read_later: Collection[str] = ()  # topics that another worker reads after this one, and writes down
     stats: Stats = field(default_factory=Stats)
 
     def __post_init__(self) -> None:
@@ -80,15 +98,26 @@ class Worker:
         self._views = list({view.key: view for view in [*self.views, *(read.view for read in reads)]}.values())
         listed = [view.source for view in self._views]
         listed += [source for processor in self.processors for source in processor.sources]
+        listed += [side for source in self.joins for side in source.sides]
         self.sources: dict[str, Source] = {source.name: source for source in listed}
-        predicted = {processor.on.name for processor in self.processors}
-        ranks = {topic: int(topic in predicted) for topic in self.sources}
+        asked: defaultdict[str, set[str]] = defaultdict(set)  # by topic those of which something is read at its events
+        for processor in self.processors:
+            asked[processor.on.name] |= {each.view.source.name for each in processor.reads}
         gathers = self.mirror is not None and not all(view.apart for view in self._views)
-        self._in_order = bool(self.processors) or gathers
-        self._forgetting = Forgetting(self.sources, self._views, reads, self.options.forgotten)
-        erasable = self._forgetting.entities
+        self._in_order = bool(self.processors) or bool(self.joins) or gathers
+        read = [*self.named, *((each.view, each.topic) for each in reads)]
+        self._forgetting = Forgetting(self.sources, self._views, read, self.options.forgotten, self.read_later)
         self._intake = Intake(
-            self.sources, self._views, ranks, erasable, self.options, self.stats, self.now, in_order=self._in_order
+            self.sources,
+            self._views,
+            ranks_of(self.sources, asked),
+            self._forgetting.entities,
+            self.options,
+            self.stats,
+            self.now,
+            in_order=self._in_order,
+            made={source.name for source in self.joins},
+            read_later=self.read_later,
         )
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
@@ -100,9 +129,16 @@ class Worker:
 
     def _reset(self) -> None:
         self._intake.reset()
-        memory, publish = self.options.memory, self.mirror is not None
+        joins = [Join(source, self._forgetting.entities) for source in self.joins]
         self._work = Work(
-            self._views, self.processors, self.partitions, self.owner, self.stats, memory, publish=publish
+            self._views,
+            self.processors,
+            self.partitions,
+            self.owner,
+            self.stats,
+            self.options.memory,
+            joins,
+            publish=self.mirror is not None,
         )
         self._forgetting.reset()
         self._overtaken = None
@@ -124,10 +160,24 @@ class Worker:
             self._check_known(mine)
             for partition, start in zip(mine, await asyncio.gather(*map(self._claim, mine)), strict=True):
                 starts[TP(*partition)] = start
+            await self._begin_joins(mine)
             for tp in tps:
                 if self.mirror is not None and tp.topic in self.mirrored:
                     starts[tp] = self.mirror.position(tp.topic, tp.partition)
             return starts
+
+    async def _begin_joins(self, partitions: Sequence[Partition]) -> None:
+        """Let joins go on with the partitions of both their topics, as far as these were joined already."""
+        for source in self.joins:
+            mine = [{p for topic, p in partitions if topic == side.name} for side in source.sides]
+            if mine[0] != mine[1]:
+                raise StateError(
+                    f"{source.name}: this worker got partitions {sorted(mine[0])} of {source.left.name} and "
+                    f"{sorted(mine[1])} of {source.right.name}, which are joined; start all workers again"
+                )
+            sent = await asyncio.to_thread(self.sent, source, sorted(mine[0]))
+            for partition in mine[0]:
+                self._work.begin_join(source, partition, sent.get(partition))
 
     def _check_known(self, partitions: Sequence[Partition]) -> None:
         """Refuse partitions that were added while this worker ran: keys have moved to them, and states have not."""
@@ -145,10 +195,10 @@ class Worker:
         found = await asyncio.gather(*(self.store.claim(key, *partition, self.owner) for key in keys))
         begin = self._work.begin(partition, dict(zip(keys, found, strict=True)))
         self._forgetting.begin(partition, 0 if begin is None else begin.next)
-        return self._intake.begin(partition, begin)
+        return self._intake.begin(partition, begin, self._work.reread(partition, begin))
 
     def lead(self, tp: TP) -> int:
-        """How many records before a partition's position are read for their ids alone."""
+        """How many records before a partition's position are read again: for their ids, or to be joined."""
         return self._intake.lead((tp.topic, tp.partition))
 
     async def assigned(self, starts: Mapping[TP, int]) -> None:

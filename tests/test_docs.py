@@ -1,4 +1,4 @@
-"""docs/features.md and formats.md: examples give what they show, tables say what the code does, nothing is left out."""
+"""The pages on features, formats and joins: examples give what they show, tables say what is, nothing is left out."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from featurestore.plan import compiled
 
 PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
 PREAMBLE, *EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+JOINS = (Path(__file__).parents[1] / "docs" / "joins.md").read_text()
 FORMATS = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
 ROWS = {
     name: cells
@@ -98,6 +99,14 @@ def test_the_page_of_formats_shows_what_comes_out_and_names_all_formats():
             count += 1
     assert count == 11
     assert set(re.findall(r"^\| `\"(\w+)\"`", FORMATS, re.MULTILINE)) == set(sources.FORMATS)
+
+
+def test_the_page_of_joins_shows_what_comes_out():
+    (block,) = re.findall(r"```python\n(.*?)```", JOINS, re.DOTALL)
+    results = shown(block, {})
+    assert len(results) == 2
+    for want, got in results:
+        assert got == want
 
 
 def test_every_aggregate_has_a_row_and_an_example():

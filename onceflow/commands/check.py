@@ -11,6 +11,7 @@ from featurestore.aggregates import Window
 from featurestore.definitions import Feature, View
 from featurestore.expressions import roots
 from featurestore.formats import check_installed
+from featurestore.joined import Joined
 from featurestore.plan import compiled
 from featurestore.sources import Source
 from featurestore.times import ENDLESS
@@ -67,8 +68,13 @@ def _source(source: Source) -> dict[str, Any]:
         "derived": list(source.derived),
         "lateness": source.lateness,
         "max_lead": source.max_lead,
+        "joined": _joined(source) if isinstance(source, Joined) else None,
         "repeats": None if source.id is None else {"id": source.id, "dedup": source.dedup},
     }
+
+
+def _joined(source: Joined) -> dict[str, Any]:
+    return {"of": [side.name for side in source.sides], "within": span(source.within_ms)}
 
 
 def _view(view: View) -> dict[str, Any]:
@@ -134,6 +140,8 @@ def _text(described: dict[str, Any]) -> str:
     for source in described["sources"]:
         columns = ", ".join(f"{name} {kind}" for name, kind in source["columns"].items())
         lines += [f"source {source['name']}, keyed by {', '.join(source['key'])}, time {source['event_time']}"]
+        if joined := source["joined"]:
+            lines += [f"  pairs of {' and '.join(joined['of'])} within {joined['within']}, made by a worker"]
         lines += [f"  {columns}", f"  late after {source['lateness']}, refused more than {source['max_lead']} ahead"]
         if told := source["repeats"]:
             lines += [f"  left out where one of {told['dedup']:,} records before has the same {told['id']}"]

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from featurestore.errors import ConfigError
+from featurestore.joined import Joined
 from featurestore.sources import Source
 from onceflow import modules, settings
 from onceflow.produce import produce_file
@@ -31,6 +32,11 @@ def run(
     """Send every row of the file and print how many there were."""
     chosen = settings.load(Path.cwd(), os.environ, kafka=kafka, partitions=partitions)
     source = _source(topic, module) if module else None
+    if isinstance(source, Joined):
+        raise ConfigError(
+            f"{topic!r} holds the pairs that a worker makes of {source.left.name!r} and {source.right.name!r}: "
+            "produce events to those"
+        )
     if source and (source.format != "json" or source.fields):
         raise ConfigError(
             f"`onceflow produce` writes flat JSON, and source {topic!r} reads {source.format}"

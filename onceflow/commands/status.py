@@ -16,7 +16,9 @@ from rich.text import Text
 
 from featurestore.align import Partition
 from featurestore.definitions import View
+from featurestore.joined import Joined
 from featurestore.online import connect
+from featurestore.sources import Source
 from featurestore.stores import UNFINISHED, Position
 from onceflow import modules
 from onceflow.ends import Span, spans
@@ -25,6 +27,7 @@ from onceflow.reading import topic_partitions
 from onceflow.runtime import views_of
 from onceflow.settings import load as load_settings
 from serving.instants import rfc3339
+from streams.joins import made_key
 
 #: States of a view on a partition that are looked at; what has more says so.
 SAMPLE = 10_000
@@ -42,7 +45,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A view on a partition: the next offset to be folded, Kafka's end, the newest event time (ms), and whose it is.
+    """A view on a partition, or a join on one of a side: next offset, Kafka's end, newest event time (ms), its owner.
 
     `next` and `newest_event` are None where nothing is stored. `lag` counts the offsets that are still to be folded.
     `owner` is None where no worker of the group has the partition.
@@ -62,16 +65,18 @@ class Line:
 
 def run(*, module: str, sizes: bool, json: bool) -> None:
     """Print a line for every view and partition, then the workers, and how many records were set aside."""
-    views = views_of(modules.load(module))
+    definitions = modules.load(module)
+    views, joins = views_of(definitions), definitions.joins
     settings = load_settings(Path.cwd(), os.environ)
-    sources = sorted({view.source.name for view in views})
+    joined = {side.name for source in joins for side in source.sides}
+    sources = sorted({view.source.name for view in views} | joined)
     there = topic_partitions(settings.kafka)
     wanted = {name: there[name] for name in _with_aside(sources) if name in there}
     found = spans(settings.kafka, wanted)
     workers = members(settings.kafka, settings.group)
     owners = {(topic, at): each.worker for each in workers for topic, own in each.partitions.items() for at in own}
     ends = {name: found.get(name, []) for name in sources}
-    lines = asyncio.run(_lines(views, settings.redis, ends, owners, sizes=sizes))
+    lines = asyncio.run(_lines(views, joins, settings.redis, ends, owners, sizes=sizes))
     aside = {name: _records(found[name]) for name in wanted if name not in sources}
     absent = [name for name in sources if name not in there]
     if json:
@@ -91,7 +96,13 @@ def _records(partitions: list[Span]) -> int:
 
 
 async def _lines(
-    views: list[View], redis: str, ends: Mapping[str, list[Span]], owners: Mapping[Partition, str], *, sizes: bool
+    views: list[View],
+    joins: list[Joined],
+    redis: str,
+    ends: Mapping[str, list[Span]],
+    owners: Mapping[Partition, str],
+    *,
+    sizes: bool,
 ) -> list[Line]:
     store = connect(redis)
     lines = []
@@ -102,23 +113,34 @@ async def _lines(
             for partition, (position, span) in enumerate(zip(stored, ends[topic], strict=True)):
                 counted = await measured(store.scan(view.key, topic, partition)) if sizes else None
                 owner = owners.get((topic, partition))
-                lines.append(_line(view, partition, position, span, owner, counted))
+                lines.append(_line(view.name, view.source, partition, position, span, owner, counted))
+        for join, side in [(each, side) for each in joins for side in each.sides]:
+            made = await store.positions(made_key(join), side.name, len(ends[side.name]))
+            for partition, (position, span) in enumerate(zip(made, ends[side.name], strict=True)):
+                owner = owners.get((side.name, partition))
+                lines.append(_line(f"join {join.name}", side, partition, position, span, owner, None))
     finally:
         await store.close()
     return lines
 
 
 def _line(
-    view: View, partition: int, position: Position | None, span: Span, owner: str | None, sizes: Sizes | None
+    name: str,
+    source: Source,
+    partition: int,
+    position: Position | None,
+    span: Span,
+    owner: str | None,
+    sizes: Sizes | None,
 ) -> Line:
     unfinished = position is not None and position.next == UNFINISHED
     known = None if position is None or unfinished else position
     # Kafka may have deleted what was not folded yet: it is not waited for, so it is no lag.
-    following = known.next >> view.source.row_bits if known else None  # of records
+    following = known.next >> source.row_bits if known else None  # of records
     lag = span.end - max(span.begin, span.begin if following is None else following)
     return Line(
-        view.name,
-        view.source.name,
+        name,
+        source.name,
         partition,
         following,
         span.end,

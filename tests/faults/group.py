@@ -21,8 +21,8 @@ PARTITIONS, LIMIT_SECONDS = 12, 90
 class Group:
     """Workers in processes of their own, worker n with a folder `worker<n>`."""
 
-    def __init__(self, kafka, redis_url, tag, folder, chunk=500):
-        self.folder, self.workers = folder, []
+    def __init__(self, kafka, redis_url, tag, folder, *, module="tests.faults.definitions", chunk=500):
+        self.folder, self.workers, self.module = folder, [], module
         names = {"kafka": kafka, "redis": redis_url, "group": f"g-{tag}", "mode": "live", "chunk": str(chunk)}
         names |= {"mirror": "false", "archive": "false", "session_timeout_ms": "1500"}
         self.environment = {f"ONCEFLOW_{name.upper()}": value for name, value in names.items()} | {TAG: tag}
@@ -31,7 +31,7 @@ class Group:
         place = self.place(len(self.workers))
         place.mkdir()
         environment = self.environment | {"ONCEFLOW_DATA": str(place / "data"), FAULTS: str(place)}
-        self.workers.append(start(["worker", "-m", "tests.faults.definitions"], place / "log", environment))
+        self.workers.append(start(["worker", "-m", self.module], place / "log", environment))
 
     def place(self, number):
         return self.folder / f"worker{number}"

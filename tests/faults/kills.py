@@ -103,6 +103,8 @@ class Killer:
     pair: object
     data: Path
     moments: Counter = field(default_factory=Counter)  # of the kills, by what the worker was doing
+    module: str = "tests.faults.definitions"
+    ends: bool = True  # whether workers stop at the end of the topics
 
     def run(self, kills, seed):
         """Kill `kills` workers at moments that the seed tells, then let one finish."""
@@ -127,9 +129,9 @@ class Killer:
         """Start a worker."""
         self.data.mkdir(parents=True, exist_ok=True)
         settings = self.case.settings(self.pair, self.data)
-        names = ("kafka", "redis", "data", "group", "mode", "grid", "chunk")
+        names = ("kafka", "redis", "data", "group", "mode", "grid", "chunk", "session_timeout_ms")
         environment = {f"ONCEFLOW_{name.upper()}": str(getattr(settings, name)) for name in names}
-        arguments = ["worker", "-m", "tests.faults.definitions", "--until-end"]
+        arguments = ["worker", "-m", self.module, *["--until-end"] * self.ends]
         return start(arguments, self.data / "worker.log", {**environment, TAG: self.case.tag})
 
     def ended(self, process):

@@ -57,7 +57,7 @@ class Storm:
         (folder / "group").mkdir()
         self.server = RedisServer("bundled", folder / "redis")
         self.proxy = Proxy(self.server.port, seed)
-        self.group = Group(kafka, "", self.tag, folder / "group", chunk)
+        self.group = Group(kafka, "", self.tag, folder / "group", chunk=chunk)
 
     def __enter__(self):
         self.server.start()

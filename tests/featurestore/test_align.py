@@ -7,7 +7,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.align import Aligner, Chunk, merged
+from featurestore.align import Aligner, Chunk, merged, ranks_of
 
 RANKS = {"asked": 1, "a": 0, "b": 0}
 NEVER = np.iinfo(np.int64).min
@@ -179,6 +179,12 @@ def test_events_of_one_time_are_handed_out_together_and_those_predicted_on_come_
     assert order_of(first) == [("a", 0, 0), ("a", 0, 1), ("b", 1, 0), ("b", 1, 1), ("asked", 0, 0), ("asked", 0, 1)]
     assert first.spans == dict.fromkeys([("asked", 0), ("a", 0), ("b", 1)], (0, 2))
     assert aligner.take(1) is None
+
+
+def test_what_is_read_at_events_that_are_predicted_on_comes_before_these():
+    assert ranks_of("abc", {"a": {"b"}}) == {"a": 1, "b": 0, "c": 0}
+    assert ranks_of("abc", {"a": {"a", "b"}, "b": {"c"}, "c": set()}) == {"a": 3, "b": 2, "c": 1}
+    assert ranks_of("abc", {"a": {"b"}, "b": {"a"}}) == {"a": 2, "b": 2, "c": 0}  # no order does for both
 
 
 def test_a_silent_partition_holds_up_the_others_until_it_is_drained_or_revoked():

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurestore import Count, Entity, Source, col, view
 from featurestore.align import Aligner
-from featurestore.erasures import Erasure, check_erasure, entities_of, rows_of
+from featurestore.erasures import Erasure, check_erasure, entities_of, rows_of, told_before
 from featurestore.errors import DataError
 from featurestore.frames import META
 from featurestore.keys import encode_entity
@@ -119,6 +120,30 @@ def test_a_topic_knows_the_entities_of_its_views_and_of_those_that_are_read_at_i
     assert entities_of("asks", VIEWS, [(Other, "asks")]) == {"k": ("k",), "g": ("g",)}
     assert entities_of("asks", VIEWS) == {"k": Asked.entity.keys}
     assert entities_of("nowhere", VIEWS) == {}
+
+
+def test_topics_that_are_joined_know_the_entities_of_pairs_by_columns_of_their_own():
+    schema = {"card": str, "place": str, "at": "timestamp[ms]"}
+    payments, logins, visits = (
+        Source(name, schema=schema | {column: str}, event_time="at", key="card")
+        for name, column in (("payments", "shop"), ("logins", "device"), ("visits", "page"))
+    )
+    pairs = payments.join(logins, on="card", within="1m", derive={"where": col("shop") + col("device")})
+    threes = pairs.join(visits, on="card", within="1m")
+
+    def of(source, *keys):
+        return view(entity=Entity(keys[0], key=keys), source=source, windows=["1h"])(type("V", (), {"n": Count()}))
+
+    def told(*views):
+        return [topic for _, topic in told_before(views)]
+
+    assert told(of(pairs, "card")) == ["payments", "logins"]
+    assert told(of(threes, "card")) == [pairs.name, "payments", "logins", "visits"]
+    assert (told(of(pairs, "shop")), told(of(threes, "device"))) == (["payments"], [pairs.name, "logins"])
+    assert told(of(pairs, "place")) == ["payments"]  # that of a login has another name there
+    assert told(of(pairs, "where")) == told(of(pairs, "shop", "device")) == told(of(pairs, "pair_id")) == []
+    assert told(of(threes, "pair_id")) == []
+    assert told(of(pairs, "card"), of(logins, "card")) == ["payments"]
 
 
 @pytest.mark.parametrize(

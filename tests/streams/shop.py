@@ -223,8 +223,12 @@ def bad_records(tag, time):
 
 
 def produce(kafka, tag, records, *, partitions=PARTITIONS):
-    """Send records to their partitions, with the time of the event as Kafka's."""
-    topics = [f"{name}-{tag}" for name in ("clicks", "orders", "returns")]
+    """Send records of the shop to their partitions, with the time of the event as Kafka's."""
+    send(kafka, [f"{name}-{tag}" for name in ("clicks", "orders", "returns")], records, partitions=partitions)
+
+
+def send(kafka, topics, records, *, partitions=PARTITIONS):
+    """Make the topics and send records to their partitions, with the time of the event as Kafka's."""
     # The records are old: a broker that keeps only a week would delete them under the worker.
     made = [NewTopic(name, partitions, 1, config={"retention.ms": "-1"}) for name in topics]
     AdminClient({"bootstrap.servers": kafka}).create_topics(made)

@@ -175,6 +175,6 @@ def test_a_refused_record_keeps_its_first_four_kilobytes_and_a_late_one_all():
         "header.error": b"x",
     }
     assert (message.headers["error"], message.headers["size"]) == (b"type", b"4099")  # so that it is not sent back
-    message = late(record, "visits@1")
+    message = late(record, "older than every window of visits@1")
     assert (message.topic, message.partition, message.value) == ("visits.late", 2, record.value)
     assert message.headers == {"error": b"late", "detail": b"older than every window of visits@1", **place}
