@@ -31,8 +31,7 @@ class Target:
 
 def targets(definitions: Definitions, name: str, texts: Sequence[str]) -> list[Target]:
     """Where an entity, with a text for each key column, is to be erased. ConfigError: there is no such entity."""
-    views = views_of(definitions)
-    reads = [(view, service.on.name) for service in definitions.services.values() for view in service.views]
+    views, reads = views_of(definitions), definitions.reads
     entities = {view.entity.name: view.entity for view in views}
     if name not in entities:
         raise ConfigError(f"no view is about an entity {name!r}; {closest(name, entities)}")

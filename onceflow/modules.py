@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from featurestore.definitions import View
+from featurestore.erasures import entities_of
 from featurestore.errors import ConfigError
 from featurestore.sources import Source
 from learner import Service
@@ -26,6 +27,11 @@ class Definitions:
     sources: dict[str, Source]
     views: dict[str, View]
     services: dict[str, Service]
+
+    @property
+    def reads(self) -> list[tuple[View, str]]:
+        """The views that services read, each with the topic at whose events."""
+        return [(view, service.on.name) for service in self.services.values() for view in service.views]
 
 
 def load(name: str) -> Definitions:
@@ -48,7 +54,10 @@ def collect(module: ModuleType, name: str) -> Definitions:
     sources += [source for service in services.values() for source in (service.on, service.label.source)]
     if not views and not services:
         raise ConfigError(f"module {name!r} defines no view and no service: decorate a class with @featurestore.view")
-    return Definitions(_by_name(sources, name), views, services)
+    definitions = Definitions(_by_name(sources, name), views, services)
+    for topic in definitions.sources:
+        entities_of(topic, views.values(), definitions.reads)  # refuses what could not be told apart
+    return definitions
 
 
 def _by_name(found: Iterable[Definition], module: str) -> dict[str, Definition]:
