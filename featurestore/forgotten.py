@@ -8,6 +8,7 @@ erased. So whoever reads the archive leaves out what is in it already, and files
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from featurestore.erasures import rows_of
 from featurestore.errors import FormatError
-from featurestore.files import publish
+from featurestore.files import locked, publish
 from featurestore.frames import with_derived
 from featurestore.offline import cell_path
 
@@ -42,6 +43,7 @@ MARK = "_erased "
 """Before the name of an entity: the column of the archive that says which events were of an erased one."""
 
 _FILE = "forgotten.json"
+_LOCK = ".forgotten.lock"
 
 
 What = Literal["events", "rows", "predictions"]
@@ -72,7 +74,7 @@ class Forgotten:
 
 
 class Known(NamedTuple):
-    """What is forgotten on a partition, how often that has changed, and the offsets by entity and key."""
+    """What is forgotten on a partition, a number that stands for just that, and the offsets by entity and key."""
 
     version: int = 0
     entries: Sequence[Forgotten] = ()
@@ -115,7 +117,7 @@ class Revision:
 
     @property
     def version(self) -> int:
-        """How often what is forgotten there has changed."""
+        """A number that stands for what is forgotten there: another one for anything else, 0 for nothing."""
         return known(self.folder).version
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -165,17 +167,22 @@ def _folder(events: Path, source: Source, partition: int) -> Path:
 
 def remember(folder: Path, new: Iterable[Forgotten]) -> None:
     """Add to what is forgotten on a partition, durably. What is there already stays as it is."""
-    before = known(folder)
-    entries = {(each.entity, each.key): each for each in before.entries}
-    for each in new:
-        old = entries.get((each.entity, each.key), each)
-        furthest = {name: max(getattr(each, name), getattr(old, name)) for name in ("offset", "shown", "asked")}
-        entries[each.entity, each.key] = replace(each, **furthest)
-    if list(entries.values()) != list(before.entries):
-        folder.mkdir(parents=True, exist_ok=True)
-        listed = [asdict(each) for each in entries.values()]
-        said = {"format": FORMAT, "version": before.version + 1, "forgotten": listed}
-        publish(folder / _FILE, json.dumps(said, indent=1).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / _LOCK):  # what others write down at the same time is not to be lost
+        before = known(folder).entries
+        entries = {(each.entity, each.key): each for each in before}
+        for each in new:
+            old = entries.get((each.entity, each.key), each)
+            furthest = {name: max(getattr(each, name), getattr(old, name)) for name in ("offset", "shown", "asked")}
+            entries[each.entity, each.key] = replace(each, **furthest)
+        if list(entries.values()) != list(before):
+            publish(folder / _FILE, _text([asdict(each) for each in entries.values()]))
+
+
+def _text(entries: Sequence[dict[str, object]]) -> bytes:
+    """The file's text. A version is a digest: a count could stand for two things, as where an old file was restored."""
+    version = int(hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:15], 16)
+    return json.dumps({"format": FORMAT, "version": version, "forgotten": entries}, indent=1).encode()
 
 
 def masked_events(source: Source, events: pl.DataFrame, forgotten: Sequence[Forgotten]) -> pl.DataFrame:
