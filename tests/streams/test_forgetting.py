@@ -7,6 +7,7 @@ import json
 import random
 import secrets
 import time
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -147,6 +148,9 @@ def test_erasures_that_name_nobody_whom_the_topic_knows_go_to_the_dlq_and_the_st
         refused = messages(pair.kafka, f"{topic}-{tag}.dlq")
         assert [each.headers["error"] for each in refused] == [b"erasure"] * count
         assert {each.value for each in refused} == {None}
+        named = Counter((each.headers["header.onceflow-forget"], each.key) for each in refused)
+        sent = [each for each in forged if each.topic == f"{topic}-{tag}"]
+        assert named == Counter((each.headers["onceflow-forget"].encode(), each.key) for each in sent)
     assert report_of(shop(tag), settings).good
     assert not list(tmp_path.rglob("forgotten.json"))
 
