@@ -269,7 +269,7 @@ def erased_from(view: View, forgotten: Sequence[Forgotten], offset: int) -> list
 
 def without_rows(view: View, rows: pl.DataFrame, forgotten: Mapping[int, Sequence[Forgotten]]) -> pl.DataFrame:
     """Rows of a view's mirror without those of erased entities."""
-    found = _found(rows, view, forgotten, "events" if view.keyed else "rows")
+    found = _found(rows, view, forgotten, _what(view))
     return rows.filter(~pl.Series(found)) if found.any() else rows
 
 
@@ -278,8 +278,16 @@ def mirrored_table(view: View, partition: int, table: pa.Table, forgotten: Seque
     if not forgotten or not set(view.entity.keys) <= set(table.column_names):
         return table
     rows = pl.DataFrame(table.select(["_partition", "_offset", *view.entity.keys]))
-    found = _found(rows, view, {partition: forgotten}, "events" if view.keyed else "rows")
+    found = _found(rows, view, {partition: forgotten}, _what(view))
     return table.filter(pa.array(~found)) if found.any() else table
+
+
+def _what(view: View) -> What:
+    """Up to where rows of the view's mirror are gone: only those that merge no partitions hold nothing of others.
+
+    It is by the same words that a worker lets partitions go on without each other.
+    """
+    return "events" if view.apart else "rows"
 
 
 def _found(

@@ -47,6 +47,8 @@ RIDES = Source(
 A = Forgotten("key", "sa", ("k",), ("k",), 12, 15)
 B = Forgotten("key", "sb", ("k",), ("k",), 25, 25)
 VIEW = made({"n": Count()}, windows=["1h"])  # keyed as its topic is
+APART = made({"n": Count()}, source=replace(SOURCE, partitioner="murmur2"), windows=["1h"])
+GROWN = made({"n": Count()}, source=replace(SOURCE, partitioner="murmur2", grown_from=[1]), windows=["1h"])
 SPREAD = made({"n": Count()}, entity=Entity("key", key="s"), windows=["1h"])
 
 
@@ -177,7 +179,7 @@ def test_a_mirror_loses_rows_by_the_erasure_or_where_partitions_are_merged_by_wh
     frame = frame_of(SOURCE, [event(i, offset=i, k="a", s="a") for i in range(20)])
     rows = frame.select("_partition", "_offset", "_time", "k", "s").to_arrow()
     remember(folder_of(tmp_path), [A])
-    for chosen, first in ((VIEW, 12), (SPREAD, 15)):
+    for chosen, first in ((APART, 12), (VIEW, 15), (GROWN, 15), (SPREAD, 15)):
         revised = mirror_revision(tmp_path / "events", chosen, 0)(rows)
         assert revised["_offset"].to_pylist() == list(range(first, 20))
         assert without_rows(chosen, pl.DataFrame(rows), {0: [A], 3: [B]})["_offset"].to_list() == list(range(first, 20))
