@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore import Count, Distinct, Entity, Source, col
+from featurestore import Count, Distinct, Entity, Source, col, offline
 from featurestore.erasures import naming
 from featurestore.errors import FormatError
+from featurestore.files import publish
 from featurestore.forgotten import (
     Forgotten,
     archive_revision,
@@ -162,6 +163,22 @@ def test_a_sweep_reads_files_again_only_when_more_is_forgotten(tmp_path, monkeyp
     assert files(tmp_path) != before
     rows = table(tmp_path / "events" / SOURCE.name)
     assert set(rows.filter(pl.col("_offset") < 12)["k"]) == {"c", None}
+
+
+def test_a_file_that_becomes_complete_while_an_erasure_is_written_down_follows_it(tmp_path, monkeypatch):
+    folder, waiting = folder_of(tmp_path), [A]
+    sweeper = GridWriter(folder.parent, 0, SIZE, revision=archive_revision(tmp_path / "events", SOURCE, 0))
+
+    def late(path, payload):
+        if waiting:
+            remember(folder, [waiting.pop()])
+            sweeper.sweep()
+        publish(path, payload)
+
+    monkeypatch.setattr(offline, "publish", late)
+    archive_of(tmp_path, upto=SIZE)
+    sweeper.sweep()
+    assert "a" not in set(table(tmp_path / "events" / SOURCE.name)["k"])
 
 
 def test_the_open_file_follows_with_the_next_flush(tmp_path):
