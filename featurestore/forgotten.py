@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -81,6 +81,10 @@ class Known(NamedTuple):
     offsets: Mapping[tuple[str, str], int] = MappingProxyType({})
 
 
+_newest: dict[Path, tuple[tuple[int, int, int], Known]] = {}
+"""What was read last of each file, with what tells that it is still the same: it is asked for again and again."""
+
+
 def known(folder: Path) -> Known:
     """What is forgotten of a partition, whose archive is `folder`; FormatError when the file cannot be read."""
     path = folder / _FILE
@@ -88,11 +92,14 @@ def known(folder: Path) -> Known:
         stat = path.stat()
     except FileNotFoundError:
         return Known()
-    return _read(path, stat.st_mtime_ns, stat.st_ino)
+    mark = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+    held = _newest.get(path)
+    if held is None or held[0] != mark:
+        held = _newest[path] = mark, _read(path)  # newer than the mark, maybe: then it is read once more
+    return held[1]
 
 
-@lru_cache(maxsize=256)
-def _read(path: Path, _changed: int, _inode: int) -> Known:
+def _read(path: Path) -> Known:
     try:
         said = json.loads(path.read_bytes())
         if said["format"] != FORMAT:
@@ -169,14 +176,15 @@ def remember(folder: Path, new: Iterable[Forgotten]) -> None:
     """Add to what is forgotten on a partition, durably. What is there already stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / _LOCK):  # what others write down at the same time is not to be lost
-        before = known(folder).entries
+        path = folder / _FILE
+        before = _read(path).entries if path.exists() else ()
         entries = {(each.entity, each.key): each for each in before}
         for each in new:
             old = entries.get((each.entity, each.key), each)
             furthest = {name: max(getattr(each, name), getattr(old, name)) for name in ("offset", "shown", "asked")}
             entries[each.entity, each.key] = replace(each, **furthest)
         if list(entries.values()) != list(before):
-            publish(folder / _FILE, _text([asdict(each) for each in entries.values()]))
+            publish(path, _text([asdict(each) for each in entries.values()]))
 
 
 def _text(entries: Sequence[dict[str, object]]) -> bytes:

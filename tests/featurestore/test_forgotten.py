@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from featurestore.errors import FormatError
 from featurestore.files import publish
 from featurestore.forgotten import (
     Forgotten,
+    Known,
     archive_revision,
     erased_from,
     hidden_from,
@@ -75,6 +77,16 @@ def test_what_is_written_down_grows_and_is_told_by_a_version(tmp_path):
     assert found == Forgotten("key", "sa", ("k",), (), 12, 40, 50)
     assert [found.below(what) for what in ("events", "rows", "predictions")] == [12, 40, 50]
     assert [B.below(what) for what in ("events", "rows", "predictions")] == [25, 25, 25]
+
+
+def test_of_what_was_known_only_the_newest_is_kept_in_memory(tmp_path):
+    versions = []
+    for at in range(5):
+        remember(tmp_path, [replace(A, key=f"s{at}")])
+        versions.append(known(tmp_path).version)
+    assert known(tmp_path) is known(tmp_path)
+    alive = {each.version for each in gc.get_objects() if isinstance(each, Known)}
+    assert [version in alive for version in versions] == [False] * 4 + [True]
 
 
 def test_what_several_write_down_at_once_is_all_there(tmp_path):
