@@ -52,10 +52,9 @@ class Forgetting:
         It comes before anything else of the chunk is stored: who finds a state erased finds that written down. What
         is noted of other partitions comes first: who finds an erasure finds all that was to be noted of it.
         """
-        notes = (self._reaches(chunk), self._erasures(chunk)) if chunk.erasures and self._events is not None else ()
-        for by_place in notes:
-            for place, mine in by_place.items():
-                await asyncio.to_thread(remember, self._folder(place), mine)
+        if chunk.erasures and self._events is not None:
+            # With a copy: the thread may still be at it when partitions go, should who waits for it be cancelled.
+            await asyncio.to_thread(self._write_down, chunk, dict(self._reached))
         self._reached |= {place: end for place, (_, end) in chunk.spans.items()}
 
     async def sweep(self, writers: Sequence[GridWriter], *, wait: bool) -> None:
@@ -68,6 +67,11 @@ class Forgetting:
             if wait:
                 await self._sweeping
 
+    def _write_down(self, chunk: Chunk, reached: Mapping[Partition, int]) -> None:
+        for by_place in (self._reaches(chunk, reached), self._erasures(chunk)):
+            for place, mine in by_place.items():
+                remember(self._folder(place), mine)
+
     def _erasures(self, chunk: Chunk) -> Notes:
         """The erasures themselves, by partition."""
         notes: dict[Partition, list[Forgotten]] = defaultdict(list)
@@ -76,8 +80,8 @@ class Forgetting:
             notes[place].append(self._note(place, erasure.entity, erasure.key, erasure.offset, 0, 0))
         return notes
 
-    def _reaches(self, chunk: Chunk) -> Notes:
-        """How far all partitions had come at the erasures.
+    def _reaches(self, chunk: Chunk, reached: Mapping[Partition, int]) -> Notes:
+        """How far all partitions had come at the erasures; before the chunk they had `reached` these offsets.
 
         Until all partitions have come to its erasures, rows made of an entity may hold what another partition still
         knew, and predictions what another topic did. An erasure that is written down already, and came again for a
@@ -86,7 +90,7 @@ class Forgetting:
         last = {(each.topic, each.entity, each.key): step for step, each in chunk.erasures if not self._is_known(each)}
         notes: dict[Partition, list[Forgotten]] = defaultdict(list)
         steps = np.array(list(last.values()), np.int64)
-        for place, uptos in self._upto(chunk, steps).items() if last else ():
+        for place, uptos in _upto(chunk, reached, steps).items() if last else ():
             for (topic, entity, key), upto in zip(last, uptos.tolist(), strict=True):
                 if entity in self.entities[place[0]]:
                     shown = upto if topic == place[0] else 0
@@ -105,17 +109,20 @@ class Forgetting:
         columns, masked = self.entities[place[0]][entity], self._masked[place[0], entity]
         return Forgotten(entity, key.decode(), columns, masked, offset, shown, asked)
 
-    def _upto(self, chunk: Chunk, steps: NDArray[np.int64]) -> dict[Partition, NDArray[np.int64]]:
-        """By partition, for each of the steps, the first offset that comes after it."""
-        starts = self._reached | {place: start for place, (start, _) in chunk.spans.items()}
-        upto = {place: np.full(len(steps), start) for place, start in starts.items()}
-        for topic, frame in chunk.frames.items():
-            partitions, offsets, places = (frame[name].to_numpy() for name in ("_partition", "_offset", "_step"))
-            for number in np.unique(partitions).tolist():
-                mine = partitions == number
-                ends = np.append(starts[topic, number], offsets[mine] + 1)
-                upto[topic, number] = ends[np.searchsorted(places[mine], steps)]
-        return upto
+
+def _upto(
+    chunk: Chunk, reached: Mapping[Partition, int], steps: NDArray[np.int64]
+) -> dict[Partition, NDArray[np.int64]]:
+    """By partition, for each of the steps, the first offset that comes after it."""
+    starts = dict(reached) | {place: start for place, (start, _) in chunk.spans.items()}
+    upto = {place: np.full(len(steps), start) for place, start in starts.items()}
+    for topic, frame in chunk.frames.items():
+        partitions, offsets, places = (frame[name].to_numpy() for name in ("_partition", "_offset", "_step"))
+        for number in np.unique(partitions).tolist():
+            mine = partitions == number
+            ends = np.append(starts[topic, number], offsets[mine] + 1)
+            upto[topic, number] = ends[np.searchsorted(places[mine], steps)]
+    return upto
 
 
 def _sweep(writers: Sequence[GridWriter]) -> None:

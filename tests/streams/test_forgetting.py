@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import secrets
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -15,11 +16,15 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
+import streams.forgetting
 import streams.worker
 from batch.logged import Logged
 from batch.verify import verify
 from featurestore import Count, Distinct, Entity, Source, TopK, view
+from featurestore.align import Chunk
+from featurestore.erasures import Erasure
 from featurestore.errors import UnavailableError
+from featurestore.forgotten import known
 from featurestore.frames import entity_codes
 from featurestore.keys import encode_entity
 from featurestore.online import connect
@@ -27,6 +32,7 @@ from featurestore.partitioners import key_text, partition_of
 from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
 from onceflow.runtime import build_worker, run_worker
+from streams.forgetting import Forgetting
 from streams.messages import feature_table
 from tests.streams.shop import PARTITIONS, SECOND, START, Log, erasures, history, logs, produce, shop, with_erasures
 from tests.streams.test_worker import beside
@@ -331,6 +337,32 @@ def test_live_files_and_states_follow_an_erasure_while_the_worker_runs(pair, tmp
     asyncio.run(beside(worker, settings, done, seconds=60))
     assert states() == {b"su0", b"su2"}
     assert users() == [{"u0", "u2", None}, {"u0", "u2"}]
+
+
+def test_the_loop_reads_no_files_of_erasures_and_may_take_partitions_on_meanwhile(tmp_path, monkeypatch):
+    tag, threads = secrets.token_hex(4), set()
+    definitions = rides(tag)
+    [topic] = definitions.sources
+    forgetting = Forgetting(definitions.sources, list(definitions.views.values()), [], tmp_path)
+    for partition in range(PARTITIONS):
+        forgetting.begin((topic, partition), 7)
+
+    def seen(function):
+        def elsewhere(*arguments):
+            threads.add(threading.current_thread())
+            forgetting.begin((topic, 1), 99)
+            return function(*arguments)
+
+        return elsewhere
+
+    for name in ("known", "remember"):
+        monkeypatch.setattr(streams.forgetting, name, seen(getattr(streams.forgetting, name)))
+    chunk = Chunk({}, {(topic, 0): (7, 12)}, erasures=[(0, Erasure(topic, 0, 9, "person", b"sAnn"))])
+    asyncio.run(forgetting.remember(chunk))
+    assert threads
+    assert threading.main_thread() not in threads
+    shown = [known(tmp_path / topic / f"partition={partition}").entries[0].shown for partition in range(PARTITIONS)]
+    assert shown == [7, 7]
 
 
 GROWN = {"partitioner": "murmur2", "grown_from": [1]}
