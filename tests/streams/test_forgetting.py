@@ -18,8 +18,6 @@ import pytest
 
 import streams.forgetting
 import streams.worker
-from batch.logged import Logged
-from batch.verify import verify
 from featurestore import Count, Distinct, Entity, Source, TopK, view
 from featurestore.align import Chunk
 from featurestore.erasures import Erasure
@@ -36,23 +34,7 @@ from streams.forgetting import Forgetting
 from streams.messages import feature_table
 from tests.streams.shop import PARTITIONS, SECOND, START, Log, erasures, history, logs, produce, shop, with_erasures
 from tests.streams.test_worker import beside
-from tests.streams.working import blobs, messages, settings_of, stored, table, work
-
-
-def report_of(definitions, settings, *, merged=True):
-    """What verification says of all that lies in Redis and in the files; not `merged`: the mirror may lag."""
-
-    async def run():
-        store = connect(settings.redis)
-        logged = [Logged(each.name, each.feature_set, each.before) for each in definitions.services.values()]
-        partitions = dict.fromkeys(definitions.sources, PARTITIONS)
-        try:
-            views = list(definitions.views.values())
-            return await verify(views, logged, store, settings.data, partitions, merged=merged)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
+from tests.streams.working import blobs, messages, report_of, settings_of, stored, table, work
 
 
 @pytest.fixture(scope="module")
