@@ -25,7 +25,7 @@ from featurestore.erasures import rows_of
 from featurestore.errors import FormatError
 from featurestore.files import locked, publish
 from featurestore.frames import with_derived
-from featurestore.offline import cell_path
+from featurestore.offline import cell_path, partition_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,17 +134,17 @@ class Revision:
 
 def archive_revision(events: Path, source: Source, partition: int) -> Revision:
     """The revision of a source's archive under the folder of all."""
-    return Revision(_folder(events, source, partition), partial(masked_table, source))
+    return Revision(partition_folder(events / source.name, partition), partial(masked_table, source))
 
 
 def mirror_revision(events: Path, view: View, partition: int) -> Revision:
     """The revision of a view's mirror; `events` is the folder of all archives."""
-    return Revision(_folder(events, view.source, partition), partial(mirrored_table, view, partition))
+    return Revision(partition_folder(events / view.source.name, partition), partial(mirrored_table, view, partition))
 
 
 def prediction_revision(events: Path, on: Source, views: Sequence[View], grid: int, partition: int) -> Revision:
     """The revision of the predictions on events of `on`, at which `views` are read; the archive has the same `grid`."""
-    folder = _folder(events, on, partition)
+    folder = partition_folder(events / on.name, partition)
 
     def change(table: pa.Table, forgotten: Sequence[Forgotten]) -> pa.Table:
         offsets = table["_offset"].to_numpy()
@@ -166,10 +166,6 @@ def _known_at(
         found |= _marked(archive, view.entity.name) | _found(events, view, forgotten, "predictions")
     offsets: NDArray[np.int64] = archive["_offset"].to_numpy()[found]
     return offsets
-
-
-def _folder(events: Path, source: Source, partition: int) -> Path:
-    return events / source.name / f"partition={partition}"
 
 
 def remember(folder: Path, new: Iterable[Forgotten]) -> None:

@@ -77,7 +77,7 @@ class GridWriter:
         compression: str = "zstd",
         revision: Revision | None = None,
     ) -> None:
-        self._folder = directory / f"partition={partition}"
+        self._folder = partition_folder(directory, partition)
         self._size = size
         self._compression = compression
         self._revision = revision
@@ -206,6 +206,11 @@ class GridWriter:
         rows = pq.ParquetFile(last).read() if self.next % self._size else schema.empty_table()
         self._rows = [_plain(rows)]
         self.feed = footer.feed
+
+
+def partition_folder(directory: Path, partition: int) -> Path:
+    """The folder of a partition's files under `directory`."""
+    return directory / f"partition={partition}"
 
 
 def cell_path(folder: Path, cell: int) -> Path:

@@ -15,7 +15,7 @@ from featurestore.definitions import View
 from featurestore.erasures import Entities, Erasure, entities_of, naming
 from featurestore.flow import Read
 from featurestore.forgotten import Forgotten, known, remember
-from featurestore.offline import GridWriter
+from featurestore.offline import GridWriter, partition_folder
 from featurestore.sources import Source
 
 Notes = Mapping[Partition, Sequence[Forgotten]]
@@ -103,7 +103,7 @@ class Forgetting:
 
     def _folder(self, place: Partition) -> Path:
         assert self._events is not None
-        return self._events / place[0] / f"partition={place[1]}"
+        return partition_folder(self._events / place[0], place[1])
 
     def _note(self, place: Partition, entity: str, key: bytes, offset: int, shown: int, asked: int) -> Forgotten:
         columns, masked = self.entities[place[0]][entity], self._masked[place[0], entity]
