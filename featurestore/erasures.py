@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from featurestore.definitions import View
-from featurestore.errors import DataError, FormatError
+from featurestore.errors import DataError, DefinitionError, FormatError
 from featurestore.frames import entity_codes
 from featurestore.joined import Joined
 from featurestore.keys import decode_entity
@@ -47,10 +47,21 @@ class Erasure:
 def entities_of(
     topic: str, views: Iterable[View], reads: Iterable[tuple[View, str]] = ()
 ) -> dict[str, tuple[str, ...]]:
-    """The entities of a topic: those of its views, and those of the views that `reads` says are read at its events."""
-    found = [view.entity for view in views if view.source.name == topic]
-    found += [view.entity for view, at in reads if at == topic]
-    return {entity.name: entity.keys for entity in found}
+    """The entities of a topic: those of its views, and those of the views that `reads` says are read at its events.
+
+    DefinitionError: one name stands for different columns, so that an erasure would not say which of them it means.
+    """
+    found = [view for view in views if view.source.name == topic] + [view for view, at in reads if at == topic]
+    first: dict[str, View] = {}
+    for view in found:
+        name, keys = view.entity.name, view.entity.keys
+        other = first.setdefault(name, view)
+        if other.entity.keys != keys:
+            raise DefinitionError(
+                f"entity {name!r} of {topic!r} has the key {', '.join(other.entity.keys)} in view {other.name!r} and "
+                f"{', '.join(keys)} in view {view.name!r}: give the two entities different names"
+            )
+    return {name: view.entity.keys for name, view in first.items()}
 
 
 def told_before(views: Sequence[View]) -> list[tuple[View, str]]:

@@ -8,9 +8,10 @@ erased. So whoever reads the archive leaves out what is in it already, and files
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -22,9 +23,9 @@ import pyarrow.parquet as pq
 
 from featurestore.erasures import rows_of
 from featurestore.errors import FormatError
-from featurestore.files import publish
+from featurestore.files import locked, publish
 from featurestore.frames import with_derived
-from featurestore.offline import cell_path
+from featurestore.offline import cell_path, partition_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,6 +43,7 @@ MARK = "_erased "
 """Before the name of an entity: the column of the archive that says which events were of an erased one."""
 
 _FILE = "forgotten.json"
+_LOCK = ".forgotten.lock"
 
 
 What = Literal["events", "rows", "predictions"]
@@ -72,11 +74,15 @@ class Forgotten:
 
 
 class Known(NamedTuple):
-    """What is forgotten on a partition, how often that has changed, and the offsets by entity and key."""
+    """What is forgotten on a partition, a number that stands for just that, and the offsets by entity and key."""
 
     version: int = 0
     entries: Sequence[Forgotten] = ()
     offsets: Mapping[tuple[str, str], int] = MappingProxyType({})
+
+
+_newest: dict[Path, tuple[tuple[int, int, int], Known]] = {}
+"""What was read last of each file, with what tells that it is still the same: it is asked for again and again."""
 
 
 def known(folder: Path) -> Known:
@@ -86,11 +92,14 @@ def known(folder: Path) -> Known:
         stat = path.stat()
     except FileNotFoundError:
         return Known()
-    return _read(path, stat.st_mtime_ns, stat.st_ino)
+    mark = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+    held = _newest.get(path)
+    if held is None or held[0] != mark:
+        held = _newest[path] = mark, _read(path)  # newer than the mark, maybe: then it is read once more
+    return held[1]
 
 
-@lru_cache(maxsize=256)
-def _read(path: Path, _changed: int, _inode: int) -> Known:
+def _read(path: Path) -> Known:
     try:
         said = json.loads(path.read_bytes())
         if said["format"] != FORMAT:
@@ -115,7 +124,7 @@ class Revision:
 
     @property
     def version(self) -> int:
-        """How often what is forgotten there has changed."""
+        """A number that stands for what is forgotten there: another one for anything else, 0 for nothing."""
         return known(self.folder).version
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -125,17 +134,17 @@ class Revision:
 
 def archive_revision(events: Path, source: Source, partition: int) -> Revision:
     """The revision of a source's archive under the folder of all."""
-    return Revision(_folder(events, source, partition), partial(masked_table, source))
+    return Revision(partition_folder(events / source.name, partition), partial(masked_table, source))
 
 
 def mirror_revision(events: Path, view: View, partition: int) -> Revision:
     """The revision of a view's mirror; `events` is the folder of all archives."""
-    return Revision(_folder(events, view.source, partition), partial(mirrored_table, view, partition))
+    return Revision(partition_folder(events / view.source.name, partition), partial(mirrored_table, view, partition))
 
 
 def prediction_revision(events: Path, on: Source, views: Sequence[View], grid: int, partition: int) -> Revision:
     """The revision of the predictions on events of `on`, at which `views` are read; the archive has the same `grid`."""
-    folder = _folder(events, on, partition)
+    folder = partition_folder(events / on.name, partition)
 
     def change(table: pa.Table, forgotten: Sequence[Forgotten]) -> pa.Table:
         offsets = table["_offset"].to_numpy()
@@ -159,23 +168,25 @@ def _known_at(
     return offsets
 
 
-def _folder(events: Path, source: Source, partition: int) -> Path:
-    return events / source.name / f"partition={partition}"
-
-
 def remember(folder: Path, new: Iterable[Forgotten]) -> None:
     """Add to what is forgotten on a partition, durably. What is there already stays as it is."""
-    before = known(folder)
-    entries = {(each.entity, each.key): each for each in before.entries}
-    for each in new:
-        old = entries.get((each.entity, each.key), each)
-        furthest = {name: max(getattr(each, name), getattr(old, name)) for name in ("offset", "shown", "asked")}
-        entries[each.entity, each.key] = replace(each, **furthest)
-    if list(entries.values()) != list(before.entries):
-        folder.mkdir(parents=True, exist_ok=True)
-        listed = [asdict(each) for each in entries.values()]
-        said = {"format": FORMAT, "version": before.version + 1, "forgotten": listed}
-        publish(folder / _FILE, json.dumps(said, indent=1).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / _LOCK):  # what others write down at the same time is not to be lost
+        path = folder / _FILE
+        before = _read(path).entries if path.exists() else ()
+        entries = {(each.entity, each.key): each for each in before}
+        for each in new:
+            old = entries.get((each.entity, each.key), each)
+            furthest = {name: max(getattr(each, name), getattr(old, name)) for name in ("offset", "shown", "asked")}
+            entries[each.entity, each.key] = replace(each, **furthest)
+        if list(entries.values()) != list(before):
+            publish(path, _text([asdict(each) for each in entries.values()]))
+
+
+def _text(entries: Sequence[dict[str, object]]) -> bytes:
+    """The file's text. A version is a digest: a count could stand for two things, as where an old file was restored."""
+    version = int(hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:15], 16)
+    return json.dumps({"format": FORMAT, "version": version, "forgotten": entries}, indent=1).encode()
 
 
 def masked_events(source: Source, events: pl.DataFrame, forgotten: Sequence[Forgotten]) -> pl.DataFrame:
@@ -262,7 +273,7 @@ def erased_from(view: View, forgotten: Sequence[Forgotten], offset: int) -> list
 
 def without_rows(view: View, rows: pl.DataFrame, forgotten: Mapping[int, Sequence[Forgotten]]) -> pl.DataFrame:
     """Rows of a view's mirror without those of erased entities."""
-    found = _found(rows, view, forgotten, "events" if view.keyed else "rows")
+    found = _found(rows, view, forgotten, _what(view))
     return rows.filter(~pl.Series(found)) if found.any() else rows
 
 
@@ -271,8 +282,16 @@ def mirrored_table(view: View, partition: int, table: pa.Table, forgotten: Seque
     if not forgotten or not set(view.entity.keys) <= set(table.column_names):
         return table
     rows = pl.DataFrame(table.select(["_partition", "_offset", *view.entity.keys]))
-    found = _found(rows, view, {partition: forgotten}, "events" if view.keyed else "rows")
+    found = _found(rows, view, {partition: forgotten}, _what(view))
     return table.filter(pa.array(~found)) if found.any() else table
+
+
+def _what(view: View) -> What:
+    """Up to where rows of the view's mirror are gone: only those that merge no partitions hold nothing of others.
+
+    It is by the same words that a worker lets partitions go on without each other.
+    """
+    return "events" if view.apart else "rows"
 
 
 def _found(

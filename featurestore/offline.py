@@ -82,7 +82,7 @@ class GridWriter:
         compression: str = "zstd",
         revision: Revision | None = None,
     ) -> None:
-        self._folder = directory / f"partition={partition}"
+        self._folder = partition_folder(directory, partition)
         self._size = size
         self._compression = compression
         self._revision = revision
@@ -175,20 +175,27 @@ class GridWriter:
 
     def _write(self, cell: int, rows: Sequence[pa.Table], upto: int, feed: int | None) -> pa.Table:
         """Write a cell and return its rows as one table."""
-        path = cell_path(self._folder, cell)
+        path, footer = cell_path(self._folder, cell), _Footer(upto, self._size, feed)
         table = _joined(rows, path)
-        # One chunk a column: the writer starts a new page at every chunk.
-        table = (table if self._revision is None else self._revision(table)).combine_chunks()
+        while True:
+            version = 0 if self._revision is None else self._revision.version
+            # One chunk a column: the writer starts a new page at every chunk.
+            revised = (table if self._revision is None else self._revision(table)).combine_chunks()
+            self._publish(path, revised, footer)
+            # If it has come to know more, a sweep for that may have been done before the file was there.
+            if self._revision is None or self._revision.version == version:
+                return revised
+
+    def _publish(self, path: Path, table: pa.Table, footer: _Footer) -> None:
         # Cells before the first row are not written: a topic may begin at any offset.
         self._begun = self._begun or table.num_rows > 0
         if self._begun:
             # A writer that was suspended and replaced must not put its shorter file over the longer one.
-            if path.exists() and (held := _footer(path)[0].next) > upto:
+            if path.exists() and (held := _footer(path)[0].next) > footer.next:
                 raise FencedError(
-                    f"{path} holds offsets up to {held}, this writer only up to {upto}: another one writes here"
+                    f"{path} holds offsets up to {held}, this writer only up to {footer.next}: another one writes here"
                 )
-            publish(path, _encoded(table, _Footer(upto, self._size, feed), self._compression))
-        return table
+            publish(path, _encoded(table, footer, self._compression))
 
     def _recover(self) -> None:
         files = _grid_files(self._folder)
@@ -205,6 +212,11 @@ class GridWriter:
         rows = pq.ParquetFile(last).read() if self.next % self._size else schema.empty_table()
         self._rows = [_plain(rows)]
         self.feed = footer.feed
+
+
+def partition_folder(directory: Path, partition: int) -> Path:
+    """The folder of a partition's files under `directory`."""
+    return directory / f"partition={partition}"
 
 
 def cell_path(folder: Path, cell: int) -> Path:

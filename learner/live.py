@@ -8,7 +8,6 @@ that holds it.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from featurestore.align import Chunk, Partition
 from featurestore.errors import ConfigError, FormatError
+from featurestore.files import locked
 from learner import snapshot
 from learner.inputs import Inputs, Options, Place, topics
 from learner.loop import ServiceLoop
@@ -158,9 +158,9 @@ def run(learners: Sequence[LiveLearner], kafka: str, stop: Event) -> None:
 def alone(folder: Path) -> Iterator[None]:
     """Be the only learner whose snapshots lie in `folder`; ConfigError when there is another. Ends with the process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "learner.lock").open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(folder / "learner.lock", wait=False))
         except BlockingIOError:
             raise ConfigError(f"another learner runs on {folder}: stop it first, there is one a project") from None
         yield

@@ -25,14 +25,29 @@ class Target:
     """A topic that tells of an entity: its key there, encoded, and the columns that go on naming it in the archive."""
 
     source: Source
+    columns: tuple[str, ...]
     key: bytes
     kept: tuple[str, ...]
+
+    def key_by(self, columns: Sequence[str]) -> bytes | None:
+        """The encoded key where these columns identify the entity; None where it cannot be made of this one."""
+        values = dict(zip(self.columns, self.key.split(b","), strict=True))
+        return b",".join(map(values.__getitem__, columns)) if values.keys() == set(columns) else None
+
+
+@dataclass(frozen=True)
+class Older:
+    """A definition that is no longer the module's, and the entity's key in it; None: that cannot be told."""
+
+    view_key: str
+    topic: str
+    columns: tuple[str, ...]
+    key: bytes | None
 
 
 def targets(definitions: Definitions, name: str, texts: Sequence[str]) -> list[Target]:
     """Where an entity, with a text for each key column, is to be erased. ConfigError: there is no such entity."""
-    views = views_of(definitions)
-    reads = told_at(definitions)
+    views, reads = views_of(definitions), told_at(definitions)
     entities = {view.entity.name: view.entity for view in views}
     if name not in entities:
         raise ConfigError(f"no view is about an entity {name!r}; {closest(name, entities)}")
@@ -40,7 +55,7 @@ def targets(definitions: Definitions, name: str, texts: Sequence[str]) -> list[T
     for source in definitions.sources.values():
         if (columns := entities_of(source.name, views, reads).get(name)) is not None:
             kept = naming(source, name, views, reads).kept
-            found.append(Target(source, _encoded(Entity(name, columns), source, texts), kept))
+            found.append(Target(source, columns, _encoded(Entity(name, columns), source, texts), kept))
     return found
 
 
@@ -69,20 +84,26 @@ async def send(kafka: str, messages: Sequence[Message]) -> list[int]:
     return [publisher.ends[each.topic, each.partition] - 1 for each in messages]
 
 
-async def erase_older(
-    name: str,
-    chosen: Iterable[Target],
-    views: Iterable[View],
-    registered: Iterable[Entry],
-    partitions: Mapping[str, int],
-    store: OnlineStore,
-) -> int:
-    """Delete the entity's states of definitions that are no longer the module's; returns how many there were."""
-    keys = {each.source.name: each.key for each in chosen}
-    current, count = {view.key for view in views}, 0
+def older_definitions(
+    name: str, chosen: Iterable[Target], views: Iterable[View], registered: Iterable[Entry]
+) -> list[Older]:
+    """The registered definitions about the entity called `name` that are no longer the module's."""
+    by_topic, current = {each.source.name: each for each in chosen}, {view.key for view in views}
+    found = []
     for entry in registered:
-        view_key, topic = f"{entry.view}@{entry.fingerprint}", entry.source
-        if entry.spec["entity"]["name"] == name and topic in keys and view_key not in current:
-            for partition in range(partitions.get(topic, 0)):
-                count += await store.erase(view_key, topic, partition, [keys[topic]])
+        view_key, columns = f"{entry.view}@{entry.fingerprint}", tuple(entry.spec["entity"]["key"])
+        if entry.spec["entity"]["name"] == name and view_key not in current:
+            target = by_topic.get(entry.source)
+            key = None if target is None else target.key_by(columns)
+            found.append(Older(view_key, entry.source, columns, key))
+    return list(dict.fromkeys(found))  # a definition may be registered under several versions
+
+
+async def erase_older(older: Iterable[Older], partitions: Mapping[str, int], store: OnlineStore) -> int:
+    """Delete the entity's states of older definitions where its key is known; returns how many there were."""
+    count = 0
+    for each in older:
+        keys = [] if each.key is None else [each.key]
+        for partition in range(partitions.get(each.topic, 0)):
+            count += await store.erase(each.view_key, each.topic, partition, keys)
     return count

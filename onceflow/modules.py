@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from featurestore.definitions import View
+from featurestore.erasures import entities_of, told_before
 from featurestore.errors import ConfigError
 from featurestore.joined import Joined
 from featurestore.sources import Source
@@ -32,6 +33,11 @@ class Definitions:
     def joins(self) -> list[Joined]:
         """The sources that are joined of others, each after those that it is joined of."""
         return [source for source in self.sources.values() if isinstance(source, Joined)]
+
+    @property
+    def reads(self) -> list[tuple[View, str]]:
+        """The views that services read, each with the topic at whose events."""
+        return [(view, service.on.name) for service in self.services.values() for view in service.views]
 
 
 def load(name: str) -> Definitions:
@@ -56,7 +62,10 @@ def collect(module: ModuleType, name: str) -> Definitions:
     if not views and not services:
         raise ConfigError(f"module {name!r} defines no view and no service: decorate a class with @featurestore.view")
     sources = [each for source in sources for each in _with_sides(source)]
-    return Definitions(_by_name(sources, name), views, services)
+    definitions = Definitions(_by_name(sources, name), views, services)
+    for topic in definitions.sources:  # refuses what could not be told apart
+        entities_of(topic, views.values(), [*told_before(list(views.values())), *definitions.reads])
+    return definitions
 
 
 def _with_sides(source: Source) -> list[Source]:

@@ -24,7 +24,7 @@ class Refused:
     """A refused record: why, where it lies in its source topic, and its bytes (None: a tombstone).
 
     `partition` and `offset` are texts, as the record's headers have them: whoever may write to the topic wrote them.
-    `headers` are its own that hold columns. `letter` is where it lies among the dead letters. Not `whole`: it had more
+    `headers` are its own that were kept. `letter` is where it lies among the dead letters. Not `whole`: it had more
     bytes than were kept.
     """
 

@@ -54,8 +54,7 @@ def views_of(definitions: Definitions) -> list[View]:
 
 def told_at(definitions: Definitions) -> list[tuple[View, str]]:
     """Views with topics whose events name their entities: those of views of pairs, then where services read views."""
-    reads = [(view, service.on.name) for service in definitions.services.values() for view in service.views]
-    return [*told_before(views_of(definitions)), *reads]
+    return [*told_before(views_of(definitions)), *definitions.reads]
 
 
 def wait_for_kafka(kafka: str) -> dict[str, int]:

@@ -16,7 +16,7 @@ from featurestore.align import Chunk, Partition
 from featurestore.definitions import View
 from featurestore.erasures import Entities, Erasure, entities_of, naming
 from featurestore.forgotten import Forgotten, known, remember
-from featurestore.offline import GridWriter
+from featurestore.offline import GridWriter, partition_folder
 from featurestore.sources import Source
 
 Notes = Mapping[Partition, Sequence[Forgotten]]
@@ -63,11 +63,9 @@ class Forgetting:
         is noted of other partitions comes first: who finds an erasure finds all that was to be noted of it.
         """
         mine = [placed for placed in chunk.erasures if placed[1].topic not in self._read_later]
-        chunk = replace(chunk, erasures=mine)
-        notes = (self._reaches(chunk), self._erasures(chunk)) if mine and self._events is not None else ()
-        for by_place in notes:
-            for place, entries in by_place.items():
-                await asyncio.to_thread(remember, self._folder(place), entries)
+        if mine and self._events is not None:
+            # With a copy: the thread may still be at it when partitions go, should who waits for it be cancelled.
+            await asyncio.to_thread(self._write_down, replace(chunk, erasures=mine), dict(self._reached))
         self._reached |= {at: max(end, self._reached.get(at, 0)) for at, (_, end) in chunk.spans.items()}
 
     async def sweep(self, writers: Sequence[GridWriter], *, wait: bool) -> None:
@@ -88,6 +86,11 @@ class Forgetting:
             await task
             self._left_off.clear()
 
+    def _write_down(self, chunk: Chunk, reached: Mapping[Partition, int]) -> None:
+        for by_place in (self._reaches(chunk, reached), self._erasures(chunk)):
+            for place, mine in by_place.items():
+                remember(self._folder(place), mine)
+
     def _erasures(self, chunk: Chunk) -> Notes:
         """The erasures themselves, by partition."""
         notes: dict[Partition, list[Forgotten]] = defaultdict(list)
@@ -96,8 +99,8 @@ class Forgetting:
             notes[place].append(self._note(place, erasure.entity, erasure.key, erasure.offset, 0, 0))
         return notes
 
-    def _reaches(self, chunk: Chunk) -> Notes:
-        """How far all partitions had come at the erasures.
+    def _reaches(self, chunk: Chunk, reached: Mapping[Partition, int]) -> Notes:
+        """How far all partitions had come at the erasures; before the chunk they had `reached` these offsets.
 
         Until all partitions have come to its erasures, rows made of an entity may hold what another partition still
         knew, and predictions what another topic did. An erasure that is written down already, and came again for a
@@ -106,7 +109,7 @@ class Forgetting:
         last = {(each.topic, each.entity, each.key): step for step, each in chunk.erasures if not self._is_known(each)}
         notes: dict[Partition, list[Forgotten]] = defaultdict(list)
         steps = np.array(list(last.values()), np.int64)
-        for place, uptos in self._upto(chunk, steps).items() if last else ():
+        for place, uptos in _upto(chunk, reached, steps).items() if last else ():
             for (topic, entity, key), upto in zip(last, uptos.tolist(), strict=True):
                 if entity in self.entities[place[0]]:
                     shown = upto if topic == place[0] else 0
@@ -119,24 +122,27 @@ class Forgetting:
 
     def _folder(self, place: Partition) -> Path:
         assert self._events is not None
-        return self._events / place[0] / f"partition={place[1]}"
+        return partition_folder(self._events / place[0], place[1])
 
     def _note(self, place: Partition, entity: str, key: bytes, offset: int, shown: int, asked: int) -> Forgotten:
         columns, masked = self.entities[place[0]][entity], self._masked[place[0], entity]
         return Forgotten(entity, key.decode(), columns, masked, offset, shown, asked)
 
-    def _upto(self, chunk: Chunk, steps: NDArray[np.int64]) -> dict[Partition, NDArray[np.int64]]:
-        """By partition, for each of the steps, the first offset that comes after it."""
-        starts = self._reached | {place: start for place, (start, _) in chunk.spans.items()}
-        upto = {place: np.full(len(steps), start) for place, start in starts.items()}
-        for topic, frame in chunk.frames.items():
-            partitions, offsets, places = (frame[name].to_numpy() for name in ("_partition", "_offset", "_step"))
-            for number in np.unique(partitions).tolist():
-                mine = partitions == number
-                ends = np.append(starts[topic, number], offsets[mine] + 1)
-                upto[topic, number] = ends[np.searchsorted(places[mine], steps)]
-        # What is read again, to be joined, has been shown before.
-        return {place: np.maximum(each, self._reached.get(place, 0)) for place, each in upto.items()}
+
+def _upto(
+    chunk: Chunk, reached: Mapping[Partition, int], steps: NDArray[np.int64]
+) -> dict[Partition, NDArray[np.int64]]:
+    """By partition, for each of the steps, the first offset that comes after it."""
+    starts = dict(reached) | {place: start for place, (start, _) in chunk.spans.items()}
+    upto = {place: np.full(len(steps), start) for place, start in starts.items()}
+    for topic, frame in chunk.frames.items():
+        partitions, offsets, places = (frame[name].to_numpy() for name in ("_partition", "_offset", "_step"))
+        for number in np.unique(partitions).tolist():
+            mine = partitions == number
+            ends = np.append(starts[topic, number], offsets[mine] + 1)
+            upto[topic, number] = ends[np.searchsorted(places[mine], steps)]
+    # What is read again, to be joined, has been shown before.
+    return {place: np.maximum(each, reached.get(place, 0)) for place, each in upto.items()}
 
 
 def _sweep(writers: Sequence[GridWriter], left_off: Callable[[], bool]) -> None:

@@ -168,6 +168,8 @@ def _refused(source: Source, batch: Batch, reject: Reject) -> Refused:
     at = int(batch.offsets[reject.row])
     given = [] if batch.headers is None else batch.headers[reject.row]
     headers = [pair for pair in given if pair[0] in source.headers.values()]
+    # Without it, an erasure that is sent back would be a mere tombstone.
+    headers += [pair for pair in batch.tombstones.get(reject.row, ()) if pair[0] == HEADER]
     record = Record(batch.topic, batch.partition, at, batch.values[reject.row], batch.keys[reject.row], headers)
     detail = f"row {reject.place}: {reject.detail}" if source.row_bits else reject.detail
     offset = (record.offset << source.row_bits) + reject.place

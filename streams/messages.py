@@ -55,7 +55,7 @@ class Record(NamedTuple):
     offset: int
     value: bytes | None
     key: bytes | None = None
-    headers: Headers = ()  # those that hold columns
+    headers: Headers = ()  # those that hold columns or name an entity to erase
 
 
 def records_of(source: Source, events: pl.DataFrame) -> Iterator[Record]:
@@ -154,7 +154,7 @@ def prediction_table(values: Sequence[bytes], partition: int, features: Sequence
 def rejected(record: Record, error: str, detail: str) -> Message:
     """A record for `<topic>.dlq`: its key (none if above 4 KB), the original bytes (4 KB at most), why and whence.
 
-    Headers that hold columns (none above 4 KB) get a prefix, so that none can say why; `size` counts what is left out.
+    Its headers (none above 4 KB) get a prefix, so that none can say why; `size` counts what is left out.
     """
     value = record.value and record.value[:_DETAIL_BYTES]
     # A huge key would make the message larger than Kafka takes: one bad record would stop the worker.

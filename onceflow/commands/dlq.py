@@ -72,15 +72,25 @@ def _show(found: Iterator[Refused], topic: str, *, json: bool) -> None:
         place = f"{topic}[{record.partition}] at offset {record.offset}"
         typer.echo(escaped(f"{place}: {record.error}: {record.detail}"))
         typer.echo("    " + ("no value" if record.value is None else escaped(record.value)))
+        for name, text in _named(record).items():
+            typer.echo(escaped(f"    {name}: ") + escaped(text))
 
 
-def _plain(record: Refused) -> dict[str, str | None]:
+def _named(record: Refused) -> dict[str, bytes]:
+    """What stands beside the value, where there is any."""
+    key = {} if record.key is None else {"key": record.key}
+    return key | {f"header {name}": value for name, value in record.headers.items()}
+
+
+def _plain(record: Refused) -> dict[str, object]:
     """JSON has no bytes: one that is no UTF-8 is a lone surrogate, as Python's `surrogateescape` makes of it."""
-    value = None if record.value is None else text_of(record.value)
+    key, value = (None if each is None else text_of(each) for each in (record.key, record.value))
     return {
         "error": record.error,
         "detail": record.detail,
         "partition": record.partition,
         "offset": record.offset,
         "value": value,
+        "key": key,
+        "headers": {name: text_of(each) for name, each in record.headers.items()},
     }

@@ -15,11 +15,9 @@ from featurestore.online import connect
 from featurestore.registry import Registry
 from onceflow import modules, settings
 from onceflow.escaping import escaped
-from onceflow.forget import Target, erase_older, records, send, targets
-from onceflow.modules import Definitions
+from onceflow.forget import Older, Target, erase_older, older_definitions, records, send, targets
 from onceflow.reading import topic_partitions
 from onceflow.runtime import views_of
-from onceflow.settings import Settings
 from streams.messages import Message
 
 
@@ -33,26 +31,43 @@ def run(*, entity: str, keys: list[str], module: str, yes: bool, json: bool) -> 
         names = ", ".join(each.source.name for each in found)
         raise ConfigError(f"Kafka at {chosen.kafka} has none of the topics {names}: there is nothing to erase yet")
     offsets: Sequence[int | None] = [None] * len(messages)
-    older = 0
+    older = older_definitions(entity, found, views_of(definitions), Registry(chosen.data / "registry").entries())
+    count = 0
     if yes:
         offsets = asyncio.run(send(chosen.kafka, messages))
-        older = asyncio.run(_erase_older(definitions, chosen, entity, found, partitions))
+        count = asyncio.run(_erase_older(older, partitions, chosen.redis))
+    left = [each for each in older if each.key is None]
     if json:
-        typer.echo(codec.dumps(_plain(entity, keys, found, messages, offsets) | {"older_states": older}))
+        told = {"older_states": count, "older_left": [_plain_older(each) for each in left]}
+        typer.echo(codec.dumps(_plain(entity, keys, found, messages, offsets) | told))
     else:
-        typer.echo(_text(entity, keys, found, messages, offsets, older))
+        typer.echo(_text(entity, keys, found, messages, offsets, _lines_of_older(count, left)))
     return 0
 
 
-async def _erase_older(
-    definitions: Definitions, chosen: Settings, entity: str, found: Sequence[Target], partitions: Mapping[str, int]
-) -> int:
-    entries = Registry(chosen.data / "registry").entries()
-    store = connect(chosen.redis)
+async def _erase_older(older: Sequence[Older], partitions: Mapping[str, int], redis: str) -> int:
+    store = connect(redis)
     try:
-        return await erase_older(entity, found, views_of(definitions), entries, partitions, store)
+        return await erase_older(older, partitions, store)
     finally:
         await store.close()
+
+
+def _plain_older(older: Older) -> dict[str, object]:
+    return {"view": older.view_key, "topic": older.topic, "columns": list(older.columns)}
+
+
+def _lines_of_older(count: int, left: Sequence[Older]) -> list[str]:
+    """What becomes of the states of older definitions: how many are deleted, and those that cannot be named."""
+    lines = [f"{count:,} states of older definitions deleted"] if count else []
+    for each in left:
+        columns, pattern = ", ".join(each.columns), f"{{{each.topic}:*}}:{each.view_key}:*"
+        lines.append(
+            f"not erased: states of {each.view_key}, an older definition, whose entities are told apart by {columns} "
+            f"of {each.topic}; to delete all that it has:"
+        )
+        lines.append(f"  redis-cli --scan --pattern '{pattern}' | xargs redis-cli unlink")
+    return lines
 
 
 def _plain(
@@ -76,7 +91,7 @@ def _text(
     found: Sequence[Target],
     messages: Sequence[Message],
     offsets: Sequence[int | None],
-    older: int,
+    older: Sequence[str],
 ) -> str:
     lines = []
     for each in found:
@@ -86,7 +101,7 @@ def _text(
         if each.kept:
             names = ", ".join(each.kept)
             lines.append(f"  its archive goes on holding {names}, which views of other entities read")
-    lines += [f"{older:,} states of older definitions deleted"] if older else []
+    lines += map(escaped, older)
     who = escaped(f"{entity} {' '.join(keys)}")
     if None in offsets:
         return "\n".join([f"This would erase {who}:", *lines, "Nothing was sent. Give --yes to do it."])

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from featurestore import Count, Entity, Source, col, view
 from featurestore.align import Aligner
 from featurestore.erasures import Erasure, check_erasure, entities_of, rows_of, told_before
-from featurestore.errors import DataError
+from featurestore.errors import DataError, DefinitionError
 from featurestore.frames import META
 from featurestore.keys import encode_entity
-from tests.featurestore.helpers import PARTITIONS, SOURCE
-from tests.featurestore.test_flow import EVENTS, SEEDS, TOPICS, VIEWS, Asked, Other, Own, Run, chunks_of, logs_of
+from tests.featurestore.helpers import PARTITIONS, SOURCE, made
+from tests.featurestore.test_flow import ASKS, EVENTS, SEEDS, TOPICS, VIEWS, Asked, Other, Own, Run, chunks_of, logs_of
 
 ENTITIES = {"k": [b"sa", b"sb", b"szz"], "g": [b"i1", b"i2", b"i9"]}
 ERASED = st.lists(
@@ -144,6 +144,18 @@ def test_topics_that_are_joined_know_the_entities_of_pairs_by_columns_of_their_o
     assert told(of(pairs, "where")) == told(of(pairs, "shop", "device")) == told(of(pairs, "pair_id")) == []
     assert told(of(threes, "pair_id")) == []
     assert told(of(pairs, "card"), of(logins, "card")) == ["payments"]
+
+
+def test_one_name_stands_for_one_key_of_a_topic_be_it_of_a_view_or_read_by_a_service():
+    one, two = (made({"n": Count()}, entity=Entity("account", key=key), windows=["1h"]) for key in ("k", "s"))
+    far = made({"n": Count()}, source=ASKS, entity=Entity("account", key="g"), windows=["1h"])
+    assert entities_of("events", [one, one, far]) == {"account": ("k",)}
+    for views, reads in (([one, two], []), ([one], [(far, "events")]), ([], [(one, "events"), (far, "events")])):
+        with pytest.raises(DefinitionError, match=r"'account' of 'events' has the key k in .* different names"):
+            entities_of("events", views, reads)
+    pairs = [made({"n": Count()}, entity=Entity("pair", key=key), windows=["1h"]) for key in (["k", "s"], ["s", "k"])]
+    with pytest.raises(DefinitionError, match="has the key k, s in view"):  # their keys are encoded in this order
+        entities_of("events", pairs)
 
 
 @pytest.mark.parametrize(

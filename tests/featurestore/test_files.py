@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from featurestore.errors import StateError
-from featurestore.files import publish
+from featurestore.files import locked, publish
 
 
 def test_content_is_on_disk_before_it_has_its_name_and_then_the_name_is(tmp_path, monkeypatch):
@@ -53,3 +54,28 @@ def test_a_disk_that_refuses_leaves_the_old_content_and_no_leftover(tmp_path, mo
 def test_a_folder_that_is_gone_is_named(tmp_path):
     with pytest.raises(StateError, match=r"gone.state\.json: No such file"):
         publish(tmp_path / "gone" / "state.json", b"x")
+
+
+def test_a_lock_is_held_by_one_at_a_time_and_others_wait_or_are_told(tmp_path):
+    path, order = tmp_path / "lock", []
+
+    def second():
+        with locked(path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(path):
+        with pytest.raises(BlockingIOError), locked(path, wait=False):
+            pass
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    with locked(path, wait=False):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path):
+    with pytest.raises(StateError, match=r"cannot lock .*gone.lock: No such file"), locked(tmp_path / "gone" / "lock"):
+        pass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore import Count, Distinct, Entity, Source, col
+from featurestore import Count, Distinct, Entity, Source, col, offline
 from featurestore.erasures import naming
 from featurestore.errors import FormatError
+from featurestore.files import publish
 from featurestore.forgotten import (
     Forgotten,
+    Known,
     archive_revision,
     erased_from,
     hidden_from,
@@ -45,6 +50,8 @@ RIDES = Source(
 A = Forgotten("key", "sa", ("k",), ("k",), 12, 15)
 B = Forgotten("key", "sb", ("k",), ("k",), 25, 25)
 VIEW = made({"n": Count()}, windows=["1h"])  # keyed as its topic is
+APART = made({"n": Count()}, source=replace(SOURCE, partitioner="murmur2"), windows=["1h"])
+GROWN = made({"n": Count()}, source=replace(SOURCE, partitioner="murmur2", grown_from=[1]), windows=["1h"])
 SPREAD = made({"n": Count()}, entity=Entity("key", key="s"), windows=["1h"])
 
 
@@ -55,11 +62,14 @@ def folder_of(path):
 def test_what_is_written_down_grows_and_is_told_by_a_version(tmp_path):
     assert known(tmp_path) == (0, (), {})
     remember(tmp_path / "new", [A])
-    assert known(tmp_path / "new") == (1, [A], {("key", "sa"): 12})
+    first = known(tmp_path / "new")
+    assert first[1:] == ([A], {("key", "sa"): 12})
     remember(tmp_path / "new", [A, B])
-    assert known(tmp_path / "new") == (2, [A, B], {("key", "sa"): 12, ("key", "sb"): 25})
+    second = known(tmp_path / "new")
+    assert second[1:] == ([A, B], {("key", "sa"): 12, ("key", "sb"): 25})
+    assert len({0, first.version, second.version}) == 3
     remember(tmp_path / "new", [B, A])
-    assert known(tmp_path / "new").version == 2
+    assert known(tmp_path / "new").version == second.version
     remember(
         tmp_path / "new", [Forgotten("key", "sa", ("k",), (), 0, 40), Forgotten("key", "sa", ("k",), (), 0, 0, 50)]
     )
@@ -67,6 +77,38 @@ def test_what_is_written_down_grows_and_is_told_by_a_version(tmp_path):
     assert found == Forgotten("key", "sa", ("k",), (), 12, 40, 50)
     assert [found.below(what) for what in ("events", "rows", "predictions")] == [12, 40, 50]
     assert [B.below(what) for what in ("events", "rows", "predictions")] == [25, 25, 25]
+
+
+def test_of_what_was_known_only_the_newest_is_kept_in_memory(tmp_path):
+    versions = []
+    for at in range(5):
+        remember(tmp_path, [replace(A, key=f"s{at}")])
+        versions.append(known(tmp_path).version)
+    assert known(tmp_path) is known(tmp_path)
+    alive = {each.version for each in gc.get_objects() if isinstance(each, Known)}
+    assert [version in alive for version in versions] == [False] * 4 + [True]
+
+
+def test_what_several_write_down_at_once_is_all_there(tmp_path):
+    each = [[Forgotten("key", f"i{i}", ("k",), (), i, i) for i in range(at, 64, 8)] for at in range(8)]
+
+    def write(mine):
+        for one in mine:
+            remember(tmp_path, [one])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, each))
+    assert {one.offset for one in known(tmp_path).entries} == set(range(64))
+
+
+def test_a_version_never_stands_for_two_things(tmp_path):
+    remember(tmp_path, [A])
+    before = (tmp_path / "forgotten.json").read_bytes()
+    remember(tmp_path, [B])
+    one = known(tmp_path).version
+    (tmp_path / "forgotten.json").write_bytes(before)  # as from a copy
+    remember(tmp_path, [replace(B, offset=26)])
+    assert known(tmp_path).version != one
 
 
 @pytest.mark.parametrize(
@@ -147,6 +189,22 @@ def test_a_sweep_reads_files_again_only_when_more_is_forgotten(tmp_path, monkeyp
     assert set(rows.filter(pl.col("_offset") < 12)["k"]) == {"c", None}
 
 
+def test_a_file_that_becomes_complete_while_an_erasure_is_written_down_follows_it(tmp_path, monkeypatch):
+    folder, waiting = folder_of(tmp_path), [A]
+    sweeper = GridWriter(folder.parent, 0, SIZE, revision=archive_revision(tmp_path / "events", SOURCE, 0))
+
+    def late(path, payload):
+        if waiting:
+            remember(folder, [waiting.pop()])
+            sweeper.sweep()
+        publish(path, payload)
+
+    monkeypatch.setattr(offline, "publish", late)
+    archive_of(tmp_path, upto=SIZE)
+    sweeper.sweep()
+    assert "a" not in set(table(tmp_path / "events" / SOURCE.name)["k"])
+
+
 def test_the_open_file_follows_with_the_next_flush(tmp_path):
     writer = archive_of(tmp_path)
     late = Forgotten("key", "sa", ("k",), ("k",), 34, 34)
@@ -162,7 +220,7 @@ def test_a_mirror_loses_rows_by_the_erasure_or_where_partitions_are_merged_by_wh
     frame = frame_of(SOURCE, [event(i, offset=i, k="a", s="a") for i in range(20)])
     rows = frame.select("_partition", "_offset", "_time", "k", "s").to_arrow()
     remember(folder_of(tmp_path), [A])
-    for chosen, first in ((VIEW, 12), (SPREAD, 15)):
+    for chosen, first in ((APART, 12), (VIEW, 15), (GROWN, 15), (SPREAD, 15)):
         revised = mirror_revision(tmp_path / "events", chosen, 0)(rows)
         assert revised["_offset"].to_pylist() == list(range(first, 20))
         assert without_rows(chosen, pl.DataFrame(rows), {0: [A], 3: [B]})["_offset"].to_list() == list(range(first, 20))

@@ -9,14 +9,11 @@ from threading import Event
 
 import pytest
 
-from batch.logged import Logged
-from batch.verify import verify
-from featurestore.online import connect
 from learner.models import CompiledLogistic
 from onceflow.runtime import build_worker
-from tests.streams.shop import PARTITIONS, history, produce, shop
+from tests.streams.shop import history, produce, shop
 from tests.streams.test_worker import beside
-from tests.streams.working import messages, settings_of, work
+from tests.streams.working import messages, report_of, settings_of, work
 
 
 @pytest.fixture
@@ -32,18 +29,6 @@ def gate(monkeypatch):
     gate.set()
     yield gate
     gate.set()
-
-
-def verified(definitions, settings):
-    async def main():
-        store = connect(settings.redis)
-        services = [Logged(each.name, each.feature_set, each.before) for each in definitions.services.values()]
-        views, partitions = list(definitions.views.values()), dict.fromkeys(definitions.sources, PARTITIONS)
-        report = await verify(views, services, store, settings.data, partitions, merged=False)
-        await store.close()
-        return report
-
-    return asyncio.run(main())
 
 
 def predicted(kafka, definitions):
@@ -84,7 +69,7 @@ def test_features_go_on_while_a_model_is_stuck_and_predictions_when_it_is_free_a
     for answer in answers:
         missing = {answer[name] is None for name in ("prediction", "probabilities", "model_version")}
         assert missing == {answer["error"] == "timeout"}
-    report = verified(definitions, settings)
+    report = report_of(definitions, settings, merged=False)
     assert report.good, report
     assert report.logged_features_compared > 0
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from featurestore import Source
 from onceflow import cli
 from onceflow.escaping import escaped
 from onceflow.produce import ensure_topics
+from streams.batches import Batch
+from streams.ingest import ingested
 from streams.messages import Record, rejected
 from tests.streams.working import messages
 
@@ -112,3 +116,24 @@ def test_refused_records_are_sent_back_whole_with_their_keys_and_once(pair, pref
     assert {read[2] for read in records_of(pair.kafka, topic)} == {b"one", b"two", b"three", None}
     assert json.loads(dlq("replay", topic, "--error", "type", "--again", "--json").stdout) == {"sent": 2, "cut": 1}
     assert sum(read[2] == b"one" for read in records_of(pair.kafka, topic)) == 2
+
+
+def test_a_refused_erasure_says_whom_it_meant_and_is_sent_back_as_one(pair, prefix, tmp_path, monkeypatch):
+    (tmp_path / "onceflow.toml").write_text(f'kafka = "{pair.kafka}"\n')
+    monkeypatch.chdir(tmp_path)
+    source = Source(f"{prefix}rides", schema={"who": str, "at": int}, event_time="at", key="who")
+    ensure_topics(pair.kafka, {f"{source.name}.dlq": 1, source.name: 1})
+    forget = (("other", b"x"), ("onceflow-forget", b"per\x1bson"))
+    batch = Batch(source.name, 0, 5, 6, np.array([5]), np.array([0]), [b"sAnn"], [None], tombstones={0: forget})
+    [refused] = ingested(source, [batch], None)[0].rejects
+    producer = Producer({"bootstrap.servers": pair.kafka})
+    topic, partition, value, key, headers = refused.message
+    producer.produce(topic, value, key, partition, headers=dict(headers))
+    producer.flush()
+    shown = dlq("show", source.name).stdout.splitlines()
+    assert shown[1:] == ["    no value", "    key: sAnn", r"    header onceflow-forget: per\x1bson"]
+    [told] = json.loads(dlq("show", source.name, "--json").stdout)["refused"]
+    assert (told["key"], told["headers"]) == ("sAnn", {"onceflow-forget": "per\x1bson"})
+    assert json.loads(dlq("replay", source.name, "--json").stdout) == {"sent": 1, "cut": 0}
+    [back] = messages(pair.kafka, source.name)
+    assert (back.key, back.value, back.headers["onceflow-forget"]) == (b"sAnn", None, b"per\x1bson")

@@ -144,3 +144,48 @@ def test_states_of_older_definitions_are_deleted_where_they_can_be_named(project
     assert asyncio.run(left(fill=True)) == {b"sOslo", b"sRome"}
     assert json.loads(forget("city", "Oslo", "-m", "rides.py", "--yes", "--json").stdout)["older_states"] == 1
     assert asyncio.run(left(fill=False)) == {b"sRome"}
+
+
+def test_states_of_older_definitions_by_other_columns_are_deleted_if_they_can_be_named_or_else_told(project, pair):
+    folder, tag = project
+    (folder / "rides.py").write_text(PAIRS.format(tag=tag))
+    ensure_topics(pair.kafka, {f"{tag}-rides": 1})
+    schema = {"city": str, "line": int, "who": str, "at": "timestamp[ms]"}
+    rides, before = (
+        Source(f"{tag}-{name}", schema=schema, event_time="at", key="city") for name in ("rides", "rides-before")
+    )
+
+    def of(name, source, *columns):
+        entity = Entity("line", key=columns)
+        return view(entity=entity, source=source, windows=["5m"])(type(name, (), {"n": Count()}))
+
+    turned, other = of("Turned", rides, "line", "city"), of("Other", rides, "line", "who")
+    moved = of("Moved", before, "city", "line")
+    states = {turned: [b"i7,sOslo", b"sOslo,i7"], other: [b"i7,sAnn"], moved: [b"sOslo,i7"]}
+    registry = Registry(folder / ".onceflow" / "registry")
+    for at, each in enumerate(states):
+        registry.register(each.spec(), at=at)
+
+    async def left(fill):
+        store = connect(pair.redis_url)
+        for each, keys in states.items() if fill else ():
+            await store.claim(each.key, each.source.name, 0, "me")
+            made = Commit(each.key, each.source.name, 0, "me", 0, 9, 1, keys, [b"1"] * len(keys), first=True)
+            await store.commit([made])
+        found = [[entity async for entity, _ in store.scan(each.key, each.source.name, 0)] for each in states]
+        await store.close()
+        return found
+
+    asyncio.run(left(fill=True))
+    planned = forget("line", "Oslo", "7", "-m", "rides.py").stdout
+    told = json.loads(forget("line", "Oslo", "7", "-m", "rides.py", "--yes", "--json").stdout)
+    assert told["older_states"] == 1
+    assert told["older_left"] == [
+        {"view": moved.key, "topic": before.name, "columns": ["city", "line"]},
+        {"view": other.key, "topic": rides.name, "columns": ["line", "who"]},
+    ]
+    assert asyncio.run(left(fill=False)) == [[b"sOslo,i7"], [b"i7,sAnn"], [b"sOslo,i7"]]
+    assert (
+        f"not erased: states of {other.key}, an older definition, whose entities are told apart by line, who" in planned
+    )
+    assert f"  redis-cli --scan --pattern '{{{before.name}:*}}:{moved.key}:*' | xargs redis-cli unlink" in planned

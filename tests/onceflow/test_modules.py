@@ -16,6 +16,12 @@ class Seen:
     times = Count()
 """
 
+SEEN_BY_TIME = """
+@view(entity=Entity("thing", key="at"), source=_events[0], windows=["5m"])
+class SeenByTime:
+    times = Count()
+"""
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
@@ -57,6 +63,11 @@ def test_two_names_for_one_definition_are_one_definition(here):
         ("x = 1", ConfigError, "defines no view and no service"),
         (DEFINITIONS + "\nfirst = Seen\n" + DEFINITIONS, ConfigError, "two views named 'seen': rename one"),
         (DEFINITIONS.replace('"5m"', '"5x"'), DefinitionError, "5x"),
+        (
+            DEFINITIONS + SEEN_BY_TIME,
+            DefinitionError,
+            "'thing' of 'events' has the key id in view 'seen' and at in view",
+        ),
     ],
 )
 def test_a_module_that_cannot_be_used_says_why(here, text, error, message):

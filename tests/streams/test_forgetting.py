@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import secrets
+import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
+import streams.forgetting
 import streams.worker
-from batch.logged import Logged
-from batch.verify import verify
 from featurestore import Count, Distinct, Entity, Source, TopK, view
+from featurestore.align import Chunk
+from featurestore.erasures import Erasure
 from featurestore.errors import UnavailableError
+from featurestore.forgotten import known
 from featurestore.frames import entity_codes
 from featurestore.keys import encode_entity
 from featurestore.online import connect
+from featurestore.partitioners import key_text, partition_of
 from onceflow.modules import Definitions
 from onceflow.produce import ensure_topics
 from onceflow.runtime import build_worker, run_worker
+from streams.forgetting import Forgetting
+from streams.messages import feature_table
 from tests.streams.shop import PARTITIONS, SECOND, START, Log, erasures, history, logs, produce, shop, with_erasures
 from tests.streams.test_worker import beside
-from tests.streams.working import blobs, messages, settings_of, stored, table, work
-
-
-def report_of(definitions, settings, *, merged=True):
-    """What verification says of all that lies in Redis and in the files; not `merged`: the mirror may lag."""
-
-    async def run():
-        store = connect(settings.redis)
-        logged = [Logged(each.name, each.feature_set, each.before) for each in definitions.services.values()]
-        partitions = dict.fromkeys(definitions.sources, PARTITIONS)
-        try:
-            views = list(definitions.views.values())
-            return await verify(views, logged, store, settings.data, partitions, merged=merged)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
+from tests.streams.working import blobs, messages, report_of, settings_of, stored, table, work
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +139,9 @@ def test_erasures_that_name_nobody_whom_the_topic_knows_go_to_the_dlq_and_the_st
         refused = messages(pair.kafka, f"{topic}-{tag}.dlq")
         assert [each.headers["error"] for each in refused] == [b"erasure"] * count
         assert {each.value for each in refused} == {None}
+        named = Counter((each.headers["header.onceflow-forget"], each.key) for each in refused)
+        sent = [each for each in forged if each.topic == f"{topic}-{tag}"]
+        assert named == Counter((each.headers["onceflow-forget"].encode(), each.key) for each in sent)
     assert report_of(shop(tag), settings).good
     assert not list(tmp_path.rglob("forgotten.json"))
 
@@ -324,3 +319,100 @@ def test_live_files_and_states_follow_an_erasure_while_the_worker_runs(pair, tmp
     asyncio.run(beside(worker, settings, done, seconds=60))
     assert states() == {b"su0", b"su2"}
     assert users() == [{"u0", "u2", None}, {"u0", "u2"}]
+
+
+def test_the_loop_reads_no_files_of_erasures_and_may_take_partitions_on_meanwhile(tmp_path, monkeypatch):
+    tag, threads = secrets.token_hex(4), set()
+    definitions = rides(tag)
+    [topic] = definitions.sources
+    forgetting = Forgetting(definitions.sources, list(definitions.views.values()), [], tmp_path)
+    for partition in range(PARTITIONS):
+        forgetting.begin((topic, partition), 7)
+
+    def seen(function):
+        def elsewhere(*arguments):
+            threads.add(threading.current_thread())
+            forgetting.begin((topic, 1), 99)
+            return function(*arguments)
+
+        return elsewhere
+
+    for name in ("known", "remember"):
+        monkeypatch.setattr(streams.forgetting, name, seen(getattr(streams.forgetting, name)))
+    chunk = Chunk({}, {(topic, 0): (7, 12)}, erasures=[(0, Erasure(topic, 0, 9, "person", b"sAnn"))])
+    asyncio.run(forgetting.remember(chunk))
+    assert threads
+    assert threading.main_thread() not in threads
+    shown = [known(tmp_path / topic / f"partition={partition}").entries[0].shown for partition in range(PARTITIONS)]
+    assert shown == [7, 7]
+
+
+GROWN = {"partitioner": "murmur2", "grown_from": [1]}
+# Both are of partition 1, and were of partition 0 before there was another one.
+ERASED, OTHER = [city for city in "abcdefgh" if partition_of("murmur2", key_text([city]), PARTITIONS) == 1][:2]
+
+
+def staged(tag, now, gone):
+    """Records to be taken in list by list: partition 1 comes to the erasure long after partition 0."""
+    numbers = itertools.count()
+
+    def some(partition, cities):
+        events = [{"city": city, "line": 2, "at": now + next(numbers)} for city in cities]
+        return [Log(f"rides-{tag}", partition, e["at"], json.dumps(e).encode(), e) for e in events]
+
+    return [
+        [*some(0, [ERASED, OTHER] * 10), *some(1, [ERASED, ERASED, OTHER])],
+        [gone[0], *some(0, [ERASED, OTHER] * 6)],  # their rows hold what partition 1 still knows
+        [gone[1], *some(1, [ERASED, OTHER] * 4)],
+        some(0, [ERASED, OTHER] * 5),
+    ]
+
+
+def placed(stages):
+    """Of each event (stage, partition, offset, city)."""
+    offsets = [0] * PARTITIONS
+    for number, stage in enumerate(stages):
+        for record in stage:
+            if record.event is not None:
+                yield number, record.partition, offsets[record.partition], record.event["city"]
+            offsets[record.partition] += 1
+
+
+def fed(kafka, made):
+    """By partition and offset the counts that a view's feed shows."""
+    tables = [pl.DataFrame(feature_table(read.value)[0]) for read in messages(kafka, f"features.{made.name}")]
+    rows = pl.concat([each for each in tables if len(each)]).select("_partition", "_offset", "n_1h")
+    return {(partition, offset): count for partition, offset, count in rows.iter_rows()}
+
+
+@pytest.mark.parametrize(("columns", "options"), [(["city", "line"], {}), (["city"], GROWN)])
+def test_live_no_row_stays_that_holds_what_a_partition_behind_still_knew(embedded_pair, tmp_path, columns, options):
+    tag, now = secrets.token_hex(4), time.time_ns() // 1_000_000
+    schema = {"city": str, "line": int, "at": "timestamp[ms]"}
+    source = Source(f"rides-{tag}", schema=schema, event_time="at", key="city", **options)
+    entity = Entity("ride", key=columns)
+    made = view(entity=entity, source=source, windows=["1h"])(type(f"Rides{tag}", (), {"n": Count()}))
+    definitions = Definitions({source.name: source}, {made.name: made}, {})
+    key = encode_entity([ERASED, 2][: len(columns)])
+    stages = staged(tag, now, erasures(tag, ["rides"], now, "ride", key))
+    ensure_topics(embedded_pair.kafka, {source.name: PARTITIONS})
+    settings = settings_of(embedded_pair, tag, tmp_path, mode="live", grid=16, max_wait_ms=50)
+    worker = build_worker(definitions, settings)
+    waiting, sent = list(stages), []
+
+    def done():
+        if worker.stats.events == sum(record.event is not None for record in sent) and waiting:
+            sent.extend(waiting[0])
+            produce(embedded_pair.kafka, tag, waiting.pop(0))
+        return worker.stats.events == len(list(placed(stages)))
+
+    asyncio.run(beside(worker, settings, done, seconds=60))
+    work(definitions, settings_of(embedded_pair, tag, tmp_path, grid=16))  # finishes what was under way
+    events, shown = list(placed(stages)), fed(embedded_pair.kafka, made)
+    assert shown.keys() == {(partition, offset) for _, partition, offset, _ in events}
+    behind = [shown[p, offset] for stage, p, offset, city in events if (stage, city) == (1, ERASED)]
+    assert behind == [2 + 1 + i for i in range(6)]
+    wanted = [(p, offset, city) for stage, p, offset, city in events if city == OTHER or stage > 1]
+    left = table(tmp_path / "features" / made.name).select("_partition", "_offset", "city")
+    assert sorted(left.iter_rows()) == sorted(wanted)
+    assert report_of(definitions, settings).good

@@ -169,6 +169,9 @@ def test_records_that_erase_an_entity_are_told_from_tombstones_and_from_malforme
     details = [refused.message.headers["detail"].decode() for refused in got.rejects[1:]]
     assert details[0] == "the key is not one of 'shop', whose columns are str"
     assert details[1] == "no view of 'payments' is about an entity 'who'; there are 'shop'"
+    own = [refused.message.headers.get("header.onceflow-forget") for refused in got.rejects]
+    assert own == [None, b"shop", b"who"]
+    assert [refused.message.key for refused in got.rejects] == keys[2:]
     assert len(got.events) == 1
 
 

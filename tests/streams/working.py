@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -11,10 +12,13 @@ import redis
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from batch.logged import Logged
+from batch.verify import verify
 from featurestore.align import merged
 from featurestore.flow import Flow
 from featurestore.keys import key_prefix
 from featurestore.offline import read_table
+from featurestore.online import connect
 from onceflow import embedded
 from onceflow.runtime import build_worker, run_worker
 from onceflow.settings import Settings
@@ -66,6 +70,22 @@ def stored(redis_url, tag):
     found = dict(zip(keys, pipe.execute(), strict=True))
     client.close()
     return found
+
+
+def report_of(definitions, settings, *, merged=True):
+    """What verification says of all that lies in Redis and in the files; not `merged`: the mirror may lag."""
+
+    async def run():
+        store = connect(settings.redis)
+        logged = [Logged(each.name, each.feature_set, each.before) for each in definitions.services.values()]
+        partitions = dict.fromkeys(definitions.sources, PARTITIONS)
+        try:
+            views = list(definitions.views.values())
+            return await verify(views, logged, store, settings.data, partitions, merged=merged)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
 
 
 def blobs(found, view, partition):
