@@ -267,6 +267,8 @@ class Worker:
                     busy = await self._turn()
                 except (FencedError, GapError) as error:
                     self._give_way(error)
+                    with suppress(FencedError, GapError):  # what is being stored meanwhile may be refused as well
+                        await self._stored()
                     await self._begin_anew()
                     self.app.consumer.rejoin()
                     busy = False
