@@ -116,7 +116,9 @@ def _upto(view: View, archive: Archive, positions: Sequence[Position | None], re
     last = last_offsets(archive.events)
     for partition, position in enumerate(positions):
         where, end = _place(view, partition), archive.ends.get(partition, 0)
-        if position is not None and position.next > end:
+        if position is not None and not end and not position.clock:
+            upto[partition] = 0  # what lies there held no event: there is nothing that an archive could have
+        elif position is not None and position.next > end:
             report.missing.append(f"{where}: the store stands at offset {position.next}, the archive ends before {end}")
         elif position is None and partition in last:
             report.missing.append(f"{where}: nothing is stored, though events up to {last[partition]} are archived")

@@ -164,6 +164,17 @@ def test_an_entity_erased_later_leaves_files_that_were_complete_by_then(pair, tm
             assert not any(b"su7" in blobs(stored(pair.redis_url, tag), made, p) for p in range(PARTITIONS))
 
 
+def test_a_partition_with_an_erasure_and_no_event_lacks_nothing(embedded_pair, tmp_path):
+    tag = secrets.token_hex(4)
+    definitions = replace(shop(tag), services={})
+    records = [record for record in history(tag, 50, shuffled=False) if record.partition == 0]
+    produce(embedded_pair.kafka, tag, [*records, *erasures(tag, ["clicks"], records[-1].time, "user", b"su1")])
+    settings = settings_of(embedded_pair, tag, tmp_path)
+    work(definitions, settings)
+    report = report_of(definitions, settings)
+    assert (report.good, report.missing) == (True, []), report
+
+
 class Dying:
     """A store that fails, once, where a commit erases a state."""
 
