@@ -175,6 +175,7 @@ def build_worker(
         replay=settings.mode == "replay",
         until_end=until_end,
         max_wait=settings.max_wait_ms / 1000,
+        gather=settings.gather_ms / 1000,
         chunk=settings.chunk,
         buffer=2 * settings.chunk,
         archive=settings.data / "events" if settings.archive else None,

@@ -51,6 +51,8 @@ class Settings(BaseModel):
     """Partitions of the topics that onceflow creates."""
     max_wait_ms: Annotated[int, Field(ge=0)] = 40
     """How long a live worker waits for a silent partition before it goes on without; brokers may wait half of that."""
+    gather_ms: Annotated[int, Field(ge=0)] = 75
+    """How long brokers may wait until there are 64 KB to fetch: latency at low rates, for processor time."""
     chunk: Count = 100_000
     """Events that a worker takes at a time, about."""
     memory_mb: Count = 2_048

@@ -51,8 +51,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-GATHER = 0.05
-"""Seconds for which brokers may wait until there is much to fetch, where no partition waits for another."""
 Sent = Callable[[Joined, Sequence[int]], Mapping[int, Ends]]
 """Asks the topic of a join how far pairs of some partitions were delivered."""
 
@@ -146,7 +144,8 @@ class Worker:
     @property
     def gather(self) -> float:
         """Seconds for which brokers may wait for records: less than partitions wait for each other, if they do."""
-        return min(GATHER, self.options.max_wait / 2) if self._in_order and not self.options.replay else GATHER
+        waits = self._in_order and not self.options.replay
+        return min(self.options.gather, self.options.max_wait / 2) if waits else self.options.gather
 
     # --- partitions come and go ---------------------------------------------------------------------------------
 

@@ -291,6 +291,7 @@ def test_live_a_silent_topic_is_not_waited_for_longer_than_max_wait(pair, tmp_pa
     produce(pair.kafka, tag, records)
     settings = settings_of(pair, tag, tmp_path, mode="live", max_wait_ms=50)
     worker = build_worker(definitions, settings)
+    assert worker.gather == 0.025  # what lies at another broker is heard of in time
     asyncio.run(beside(worker, settings, lambda: worker.stats.events >= len(records)))
     good, _ = logs(definitions, records)
     flow, _, _ = in_memory(definitions, good)
@@ -308,6 +309,7 @@ def test_live_partitions_do_not_wait_for_each_other_where_nothing_depends_on_the
     produce(embedded_pair.kafka, tag, records)
     settings = settings_of(embedded_pair, tag, tmp_path, mode="live", max_wait_ms=600_000, mirror=False)
     worker = build_worker(definitions, settings)
+    assert worker.gather == settings.gather_ms / 1000
     asyncio.run(beside(worker, settings, lambda: worker.stats.events >= len(records)))
     flow, _, _ = in_memory(definitions, logs(definitions, records)[0])
     found = stored(embedded_pair.redis_url, tag)
