@@ -27,9 +27,9 @@ from featurestore.confluent import Schemas
 from featurestore.definitions import View
 from featurestore.errors import FencedError, GapError, StateError
 from featurestore.joined import Joined
-from featurestore.offline import GridWriter
 from featurestore.sources import Source
 from featurestore.stores import OnlineStore, Request
+from streams.files import Files
 from streams.forgetting import Forgetting
 from streams.intake import Intake
 from streams.joins import Ends, Join
@@ -58,8 +58,6 @@ TOGETHER = 0.002
 """Seconds in which the partitions of one fetch come one after another: they are decoded together."""
 FENCED_AGAIN = 5.0
 """Who is fenced once more within so many seconds fights with another group, and stops."""
-FLUSH_SECONDS = 5.0
-"""How long what has come may be missing from the files of a live worker."""
 
 
 def _nothing_sent(_source: Joined, _partitions: Sequence[int]) -> Mapping[int, Ends]:
@@ -117,9 +115,9 @@ class Worker:
             made={source.name for source in self.joins},
             read_later=self.read_later,
         )
+        self._files = Files(self._intake, self.mirror, self._forgetting)
         self._wake = asyncio.Event()
         self._turning = asyncio.Lock()
-        self._flush_at = 0.0
         self._fenced_at = -FENCED_AGAIN
         self._storing: asyncio.Task[None] | None = None
         self._overtaken: FencedError | None = None
@@ -218,7 +216,7 @@ class Worker:
         async with self._turning:
             try:
                 await self._stored()
-                await self._flush()
+                await self._files.flush()
             except (FencedError, GapError) as error:
                 self._give_way(error)
             given_away(self._intake.partitions)
@@ -226,10 +224,8 @@ class Worker:
 
     async def _begin_anew(self) -> None:
         """Forget what is in memory: the stores and the files say where to go on."""
-        await self._forgetting.leave_off()
+        await self._files.leave_off()
         self._reset()
-        if self.mirror is not None:
-            await self.mirror.forget()
 
     def lag(self) -> dict[Partition, int]:
         """How many offsets of its partitions are still to be stored, as of the last fetches. For any thread."""
@@ -257,7 +253,7 @@ class Worker:
             await self._work_through()
         finally:
             await self.store.close()
-            await self._forgetting.leave_off()
+            await self._files.leave_off()
 
     async def _work_through(self) -> None:
         while not self._intake.finished:
@@ -280,8 +276,7 @@ class Worker:
         async with self._turning:
             await self._stored()
         await self._drain_mirror()
-        await self._flush()
-        await self._forgetting.sweep(self._writers, wait=True)
+        await self._files.finish()
 
     async def _turn(self) -> bool:
         """Begin the next turn, if there is anything to do; returns whether there was."""
@@ -291,7 +286,8 @@ class Worker:
         await (self._stored() if chunk is None else self._begin(chunk))
         if chunk is None:
             self._intake.make_room()
-        await self._flush_now_and_then()
+        if not self.options.replay:
+            await self._files.follow()
         return chunk is not None
 
     async def _begin(self, chunk: Chunk) -> None:
@@ -384,28 +380,6 @@ class Worker:
             stats.stream_time = max(stats.stream_time or 0, int(frame["_time"].to_numpy().max()))
         for partition, (_, end) in turn.chunk.spans.items():
             self.app.consumer.done(TP(*partition), self._intake.stored(partition, end))
-
-    # --- files --------------------------------------------------------------------------------------------------
-
-    async def _flush_now_and_then(self) -> None:
-        """Live, let files follow within seconds; a flush rewrites them, so that it may take a twentieth of the time."""
-        begun = time.monotonic()
-        if not self.options.replay and begun >= self._flush_at:
-            await self._flush()
-            await self._forgetting.sweep(self._writers, wait=False)
-            ended = time.monotonic()
-            self._flush_at = ended + max(FLUSH_SECONDS, 20 * (ended - begun))
-
-    async def _flush(self) -> None:
-        """Write what files lack of what has come."""
-        for archive in self._intake.archives:
-            archive.flush()
-        if self.mirror is not None:
-            await self.mirror.flush()
-
-    @property
-    def _writers(self) -> list[GridWriter]:
-        return [*self._intake.archives, *(self.mirror.writers if self.mirror is not None else ())]
 
     async def _drain_mirror(self) -> None:
         """Wait until the mirror has all that was sent."""

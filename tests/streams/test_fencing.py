@@ -54,7 +54,7 @@ def test_a_worker_of_a_group_asks_for_its_partitions_again_and_folds_every_event
 
 
 def test_a_worker_whose_files_another_has_taken_further_begins_anew_where_those_end(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("streams.worker.FLUSH_SECONDS", 1_000.0)  # so that it has rows that no file has
+    monkeypatch.setattr("streams.files.FLUSH_SECONDS", 1_000.0)  # so that it has rows that no file has
     tag = secrets.token_hex(4)
     definitions, records = replace(shop(tag), services={}), taken(history(tag, 200))
     third = len(records) // 3

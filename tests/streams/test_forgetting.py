@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
+import streams.files
 import streams.forgetting
-import streams.worker
 from featurestore import Count, Distinct, Entity, Source, TopK, view
 from featurestore.align import Chunk
 from featurestore.erasures import Erasure
@@ -305,7 +305,7 @@ def test_a_worker_without_memory_for_states_erases_them_as_well(embedded_pair, t
 
 
 def test_live_files_and_states_follow_an_erasure_while_the_worker_runs(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(streams.worker, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(streams.files, "FLUSH_SECONDS", 0.1)
     tag = secrets.token_hex(4)
     now, definitions = time.time_ns() // 1_000_000, shop(tag)
     settings = settings_of(pair, tag, tmp_path, mode="live", grid=16)

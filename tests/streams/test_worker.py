@@ -534,7 +534,7 @@ def test_a_turn_that_was_cut_short_after_any_step_is_finished_by_the_next_worker
             pass
 
         monkeypatch.setattr(dying, "_store", cut)
-        monkeypatch.setattr(dying, "_flush", nothing)  # it had no time for that
+        monkeypatch.setattr(dying._files, "flush", nothing)  # it had no time for that
         with pytest.raises(Died):
             asyncio.run(beside(dying, settings, lambda: False))
     check_all(work(definitions, settings), definitions, settings, records, tmp_path / "again")
