@@ -64,10 +64,11 @@ def _storms(options, folder):
         for number in range(-(-options.kills // FAULTS_A_STORM)):
             place = folder / f"storm{number}"
             seed, how = options.seed + number, {"broker": broker, "outage": OUTAGE_SECONDS}
-            with Storm(kafka.address, place, seed, options.orders, **how) as storm:
+            with Storm(kafka.address, place, seed, options.orders, files=bool(number % 2), **how) as storm:
                 storm.run(min(FAULTS_A_STORM, options.kills - number * FAULTS_A_STORM))
                 done.update(storm.done)
                 wrong["states after storms"] += storm.differences()[0]
+                wrong["files after storms"] += len(storm.different_files()) if number % 2 else 0
         if broker is not None:
             with embedded.redis() as store:
                 pair = SimpleNamespace(kafka=kafka.address, redis_url=f"redis://{store.address}/0")

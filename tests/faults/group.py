@@ -8,29 +8,31 @@ import signal
 import time
 from pathlib import Path
 
+import polars as pl
 from confluent_kafka.admin import AdminClient
 
 from featurestore.online import connect
 from tests.faults.child import FAULTS, start
 from tests.streams.shop import TAG, logs
-from tests.streams.working import in_memory
+from tests.streams.working import in_memory, same, table
 
 PARTITIONS, LIMIT_SECONDS = 12, 90
 
 
 class Group:
-    """Workers in processes of their own, worker n with a folder `worker<n>`."""
+    """Workers in processes of their own, worker n with a folder `worker<n>`; with `files` these share one for data."""
 
-    def __init__(self, kafka, redis_url, tag, folder, *, module="tests.faults.definitions", chunk=500):
+    def __init__(self, kafka, redis_url, tag, folder, *, module="tests.faults.definitions", chunk=500, files=False):
         self.folder, self.workers, self.module = folder, [], module
         names = {"kafka": kafka, "redis": redis_url, "group": f"g-{tag}", "mode": "live", "chunk": str(chunk)}
-        names |= {"mirror": "false", "archive": "false", "session_timeout_ms": "1500"}
+        names |= {"mirror": str(files), "archive": str(files), "grid": "64", "session_timeout_ms": "1500"}
+        self.data = folder / "data" if files else None
         self.environment = {f"ONCEFLOW_{name.upper()}": value for name, value in names.items()} | {TAG: tag}
 
     def join(self):
         place = self.place(len(self.workers))
         place.mkdir()
-        environment = self.environment | {"ONCEFLOW_DATA": str(place / "data"), FAULTS: str(place)}
+        environment = self.environment | {"ONCEFLOW_DATA": str(self.data or place / "data"), FAULTS: str(place)}
         self.workers.append(start(["worker", "-m", self.module], place / "log", environment))
 
     def place(self, number):
@@ -135,3 +137,15 @@ def differences(definitions, records, url):
         wrong += sum(states.get(entity) != expected.get(entity) for entity in states.keys() | expected.keys())
         compared += 1 + len(expected)
     return wrong, compared
+
+
+def different_files(definitions, records, data):
+    """The archives, and the mirrors of views keyed as their topics, that differ from those of one replay."""
+    good, _ = logs(definitions, records, partitions=PARTITIONS)
+    _, outputs, _ = in_memory(definitions, good, partitions=PARTITIONS)
+    views = definitions.views.values()
+    wanted = {f"features/{view.name}": outputs[view.key].events for view in views if view.keyed}
+    for source in {view.source.name: view.source for view in views}.values():
+        frame = pl.concat([frame for (topic, _), frame in good.items() if topic == source.name])
+        wanted[f"events/{source.name}"] = frame.select("_partition", "_offset", "_timestamp", *source.schema)
+    return [name for name, rows in wanted.items() if not (data / name).exists() or not same(rows, table(data / name))]

@@ -12,7 +12,7 @@ from collections import Counter
 import redis
 
 from tests.faults.child import FAILING, STUCK
-from tests.faults.group import PARTITIONS, Group, differences, reached, until, wanted
+from tests.faults.group import PARTITIONS, Group, differences, different_files, reached, until, wanted
 from tests.faults.proxy import Proxy
 from tests.featurestore.redis_server import RedisServer
 from tests.streams.shop import history, produce, shop, with_repeats
@@ -43,10 +43,12 @@ class Storm:
     """A group of workers over one topic set, a Redis of its own, and a sequence of faults.
 
     `kinds` are those that it is made of; those of the broker need a `broker`. `outage` is how long (seconds) that one
-    is away then, at most.
+    is away then, at most. With `files` all workers write to one folder.
     """
 
-    def __init__(self, kafka, folder, seed, orders=1_200, *, kinds=tuple(FAULTS), broker=None, outage=5.0, chunk=500):
+    def __init__(
+        self, kafka, folder, seed, orders=1_200, *, kinds=tuple(FAULTS), broker=None, outage=5.0, chunk=500, files=False
+    ):
         self.rng, self.kafka, self.broker, self.outage = random.Random(seed), kafka, broker, outage
         self.kinds = [*kinds, *(OF_THE_BROKER if broker is not None else ())]
         self.tag = secrets.token_hex(4)
@@ -57,7 +59,7 @@ class Storm:
         (folder / "group").mkdir()
         self.server = RedisServer("bundled", folder / "redis")
         self.proxy = Proxy(self.server.port, seed)
-        self.group = Group(kafka, "", self.tag, folder / "group", chunk=chunk)
+        self.group = Group(kafka, "", self.tag, folder / "group", chunk=chunk, files=files)
 
     def __enter__(self):
         self.server.start()
@@ -99,8 +101,10 @@ class Storm:
         produce(self.kafka, self.tag, records, partitions=PARTITIONS)
 
     def settle(self):
-        """Wait until all has been folded, then stop the workers; whether each stopped in order."""
+        """Wait until all has been folded, and files have followed; then stop the workers: did each stop in order?"""
         self.until_folded(self.records)
+        if self.group.data is not None:
+            until(lambda: not self.different_files(), self.group)
         return self.group.stop()
 
     def until_folded(self, records):
@@ -111,6 +115,10 @@ class Storm:
     def differences(self):
         """What differs from a replay, of how much."""
         return differences(self.definitions, self.records, self.server.url)
+
+    def different_files(self):
+        """Which files differ from those of a replay."""
+        return different_files(self.definitions, self.records, self.group.data)
 
     def _enough(self):
         """A worker may stop with an error, as those that were fenced or met a gap should; others take its place."""

@@ -33,6 +33,17 @@ def test_a_storm_of_faults_of_every_kind_leaves_what_one_replay_gives(real_pair,
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_storm_over_files_that_all_workers_share_leaves_those_of_one_replay(real_pair, tmp_path):
+    kinds = ("killed", "restarted", "zombie", "joined", "cut")
+    with Storm(real_pair.kafka, tmp_path, 12, kinds=kinds, files=True) as storm:
+        storm.run(faults=2 * len(kinds))
+        check(storm)
+        assert storm.different_files() == []
+        assert storm.done["ended"] == 0, storm.group.said()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_no_worker_ends_when_kafka_is_killed_or_away_and_all_go_on_once_it_is_back(tmp_path):
     if reason := why_no_kafka():
         pytest.skip(f"Apache Kafka {reason}")

@@ -28,7 +28,7 @@ from streams.messages import feature_table
 from streams.transport import Delivery
 from tests.faults.child import start
 from tests.streams.shop import MINUTE, PARTITIONS, START, TAG, bad_records, history, logs, produce, shop, with_repeats
-from tests.streams.working import blobs, in_memory, messages, own_servers, settings_of, stored, table, work
+from tests.streams.working import blobs, in_memory, messages, own_servers, same, settings_of, stored, table, work
 
 
 def tagged():
@@ -48,12 +48,6 @@ def done(pair, tmp_path_factory):
     good, ends = logs(definitions, records)
     _, outputs, _ = in_memory(definitions, good)
     return SimpleNamespace(**locals())
-
-
-def same(one, other):
-    """Whether two frames have the same rows, in any order, with every bit of every number."""
-    order = ["_partition", "_offset"]
-    return repr(one.sort(order).rows()) == repr(other.select(one.columns).sort(order).rows())
 
 
 def check_all(worker, definitions, settings, records, folder):

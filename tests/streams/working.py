@@ -88,6 +88,12 @@ def report_of(definitions, settings, *, merged=True):
     return asyncio.run(run())
 
 
+def same(one, other):
+    """Whether two frames have the same rows, in any order, with every bit of every number."""
+    order = ["_partition", "_offset"]
+    return repr(one.sort(order).rows()) == repr(other.select(one.columns).sort(order).rows())
+
+
 def blobs(found, view, partition):
     """The states of a view on a partition, by entity, among those found in Redis."""
     prefix = key_prefix(view.source.name, partition, view.key)
