@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from threading import Event, Thread
@@ -19,7 +21,7 @@ from typer.testing import CliRunner
 from onceflow import cli, embedded
 from onceflow.children import free_port
 from onceflow.produce import ensure_topics, produce_frame
-from tests.onceflow.processes import PATIENCE_SECONDS, hears, onceflow, told_to_stop, until
+from tests.onceflow.processes import PATIENCE_SECONDS, ROOT, hears, onceflow, told_to_stop, until
 from tests.onceflow.projects import write_project
 from tests.onceflow.test_embedded import gone
 
@@ -145,6 +147,27 @@ def test_a_server_under_load_that_is_told_to_stop_ends_well(topic, embedded_pair
             client.join()
     assert (code, error) == (0, "")
     assert set(answers) == {200}
+
+
+TOLD_IN_A_DESTRUCTOR = """
+import os, signal, time
+from onceflow.stopping import ends_when_told
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)  # the handler raises here, where Python ignores it
+
+with ends_when_told():
+    Slow()
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_is_told_to_stop_where_python_ignores_errors_stops_all_the_same():
+    command = [sys.executable, "-c", TOLD_IN_A_DESTRUCTOR]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
