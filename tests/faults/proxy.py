@@ -9,6 +9,7 @@ from contextlib import suppress
 from threading import Thread
 
 from featurestore.online import _CLAIM, _COMMIT
+from tests.featurestore.relay import Relay
 
 #: What may become of a commit. After the first two it was not done, but after the others it was: the worker cannot tell
 #: the first four from each other.
@@ -16,60 +17,35 @@ CUTS = ("before it was sent", "while it was sent", "before its reply", "within i
 CLAIM, COMMIT = _CLAIM._sha.encode(), _COMMIT._sha.encode()
 
 
-class Proxy:
+class Proxy(Relay):
     """Forwards to a Redis on `port`. Of the commits a `share` ends its connection; replies wait for `delay` seconds.
 
     `cuts` counts the ends by their place, `claims` how many partitions have been taken on.
     """
 
     def __init__(self, port, seed=0):
-        self._target, self._rng = port, random.Random(seed)
+        super().__init__(port)
+        self._rng = random.Random(seed)
         self.share, self.delay = 0.0, 0.0
         self.cuts, self.claims = Counter(), 0
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
-        self._tasks = set()
 
     def __enter__(self):
         self._thread.start()
-        opening = asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(opening, self._loop).result()
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+        asyncio.run_coroutine_threadsafe(self.open(), self._loop).result()
         return self
 
     def __exit__(self, *_):
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    async def _end(self):
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader, writer):
-        self._tasks.add(asyncio.current_task())
-        writers = [writer]
-        try:
-            there, back = await asyncio.open_connection("127.0.0.1", self._target)
-            writers.append(back)
-            cut = []  # where this connection ends
-            both = self._asks(reader, back, cut), self._tells(there, writer, cut)
-            pumps = [asyncio.ensure_future(each) for each in both]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
-        except OSError:
-            pass  # Redis is away
-        finally:
-            for each in writers:
-                each.close()
-            self._tasks.discard(asyncio.current_task())
+    def pumps(self, reader, back, there, writer):
+        """Those of a connection, and where it ends."""
+        cut = []
+        return self._asks(reader, back, cut), self._tells(there, writer, cut)
 
     async def _asks(self, source, sink, cut):
         """Forward requests, up to a commit that is not to arrive."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 import socket
@@ -15,6 +14,7 @@ import pytest
 import redis
 
 from featurestore.online import connect
+from tests.featurestore.relay import Relay
 
 SERVERS = ["bundled", "system"]
 
@@ -87,49 +87,30 @@ class RedisServer:
                 return False
 
 
-class CuttingProxy:
+class CuttingProxy(Relay):
     """Forwards to a server; once `cut(way, after)` is set, the connection ends when that many bytes went that way.
 
     `way` is "request" or "reply". The bytes that end a connection are not forwarded.
     """
 
     def __init__(self, port):
-        self._target = port
+        super().__init__(port)
         self._limit = None
-        self._tasks = set()
         self.scripts = 0
         self.cuts = 0
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+        await self.open()
         return self
 
     async def __aexit__(self, *_):
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.close()
 
     def cut(self, way, after=0):
         self._limit = [way, after]
 
-    async def _serve(self, reader, writer):
-        self._tasks.add(asyncio.current_task())
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
-        pumps = [
-            asyncio.create_task(self._pump("request", reader, back)),
-            asyncio.create_task(self._pump("reply", there, writer)),
-        ]
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            writer.close()
-            back.close()
-            self._tasks.discard(asyncio.current_task())
+    def pumps(self, reader, back, there, writer):
+        return self._pump("request", reader, back), self._pump("reply", there, writer)
 
     async def _pump(self, way, source, sink):
         with contextlib.suppress(ConnectionError):

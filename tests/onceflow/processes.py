@@ -1,4 +1,4 @@
-"""onceflow's commands in processes of their own, in the current directory, on its `features.py`."""
+"""onceflow's commands in processes of their own, in the current directory, mostly on its `features.py`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ STOP_SECONDS = 8
 
 
 @contextmanager
-def onceflow(*arguments, **settings):
-    command = [sys.executable, "-m", "onceflow", *arguments, "-m", "features.py"]
-    environment = (
-        os.environ | {"PYTHONPATH": str(ROOT)} | {f"ONCEFLOW_{name.upper()}": settings[name] for name in settings}
-    )
+def onceflow(*arguments, module="features.py", **settings):
+    command = [sys.executable, "-m", "onceflow", *arguments, "-m", module]
+    given = {f"ONCEFLOW_{name.upper()}": str(value) for name, value in settings.items()}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | given
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -1,12 +1,7 @@
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +12,7 @@ from learner.store import ModelStore
 from onceflow.children import free_port
 from onceflow.commands import learn
 from tests.learner.live_logs import label_records, logs, made, make_topics, prediction_records, send, topics_of
-
-ROOT = Path(__file__).parents[2]
+from tests.onceflow.processes import onceflow, told_to_stop
 
 
 @pytest.fixture
@@ -29,32 +23,14 @@ def project(tmp_path, prefix, monkeypatch):
     return tmp_path
 
 
-@contextmanager
-def learning(**settings):
-    """`onceflow learn` in a process of its own."""
-    environment = (
-        os.environ | {"PYTHONPATH": str(ROOT)} | {f"ONCEFLOW_{k.upper()}": str(v) for k, v in settings.items()}
-    )
-    command = [sys.executable, "-m", "onceflow", "learn", "-m", "definitions.py"]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def stopped(process, number):
     """Exit code, what is left of standard error, and how long it took (s)."""
     begun = time.monotonic()
-    process.send_signal(number)
-    _, error = process.communicate(timeout=20)
-    return process.returncode, error, time.monotonic() - begun
+    return *told_to_stop(process, number), time.monotonic() - begun
 
 
 def test_learn_without_kafka_says_so_in_one_line_and_stops_when_told(project):
-    with learning(kafka="127.0.0.1:9") as process:
+    with onceflow("learn", module="definitions.py", kafka="127.0.0.1:9") as process:
         line = process.stderr.readline()
         assert "cannot reach Kafka, trying again; `onceflow up` starts one  kafka=127.0.0.1:9  error=" in line
         time.sleep(3)  # it tries again, silently
@@ -72,7 +48,7 @@ def test_learn_leaves_a_snapshot_and_a_model_when_told_to_stop(project, prefix, 
     asked, told = topics_of(service)
     send(embedded_pair.kafka, asked, prediction_records(service, predictions))
     send(embedded_pair.kafka, told, label_records(labels))
-    with learning(kafka=embedded_pair.kafka, metrics_port=port) as process:
+    with onceflow("learn", module="definitions.py", kafka=embedded_pair.kafka, metrics_port=port) as process:
         assert process.stderr.readline().endswith(f"info    learning  services={service.name}\n")
         shown = metrics(
             port, lambda shown: shown.get(f'onceflow_service_predictions{{service="{service.name}"}}', 0) > 200

@@ -23,6 +23,7 @@ from onceflow.produce import ensure_topics, produce_frame
 from onceflow.settings import Settings
 from tests.learner.live_logs import made, make_topics
 from tests.onceflow.processes import PATIENCE_SECONDS, hears, onceflow, told_to_stop, until
+from tests.onceflow.projects import write_project
 
 HOSTILE = "a\r\n2026-01-01T00:00:00Z info    forged\x1b[2J\x00\u2028"
 JSON, CONSOLE = Settings(log_format="json"), Settings()
@@ -135,10 +136,9 @@ def test_in_json_an_error_that_ends_a_process_is_a_line(capsys, error, code, tra
 
 @pytest.fixture
 def topic(tmp_path, embedded_pair, prefix, monkeypatch):
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
-    settings = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url, "group": prefix, "log_format": "json"}
-    text = "".join(f'{name} = "{value}"\n' for name, value in settings.items())
-    (tmp_path / "onceflow.toml").write_text(text + f"alone = true\nmirror = false\nhttp_port = {free_port()}\n")
+    servers = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url}
+    options = {"group": prefix, "log_format": "json", "alone": True, "mirror": False, "http_port": free_port()}
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), **servers, **options)
     monkeypatch.chdir(tmp_path)
     ensure_topics(embedded_pair.kafka, {f"{prefix}payments": 1})
     return f"{prefix}payments"

@@ -22,6 +22,7 @@ from streams.messages import Message
 from streams.publisher import Publisher
 from streams.stats import Stats
 from tests.onceflow.processes import onceflow, until
+from tests.onceflow.projects import write_project
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 DEFINITIONS = """
@@ -98,9 +99,8 @@ def test_the_page_has_all_metrics_of_a_learner_and_of_a_server():
 
 @pytest.fixture
 def topic(tmp_path, embedded_pair, prefix, monkeypatch):
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
     settings = {"kafka": embedded_pair.kafka, "redis": embedded_pair.redis_url, "group": prefix}
-    (tmp_path / "onceflow.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in settings.items()))
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), **settings)
     monkeypatch.chdir(tmp_path)
     ensure_topics(embedded_pair.kafka, {f"{prefix}payments": 2})
     return f"{prefix}payments"

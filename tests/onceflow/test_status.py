@@ -114,9 +114,8 @@ def test_what_has_more_states_than_are_looked_at_says_so():
 
 def test_the_workers_of_the_group_are_shown_with_what_they_own(real_pair, tmp_path, prefix, monkeypatch):
     topic = f"{prefix}payments"
-    (tmp_path / "features.py").write_text(DEFINITIONS.format(prefix=prefix))
     settings = {"kafka": real_pair.kafka, "redis": real_pair.redis_url, "group": prefix, "log_format": "json"}
-    (tmp_path / "onceflow.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in settings.items()))
+    write_project(tmp_path, DEFINITIONS.format(prefix=prefix), **settings)
     monkeypatch.chdir(tmp_path)
     ensure_topics(real_pair.kafka, {topic: 4})
     assert f"no worker of group {prefix}" in status()

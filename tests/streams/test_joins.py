@@ -19,7 +19,7 @@ from streams.joins import HEADER, ends_of, made_key
 from tests.streams.meetings import history, meetings, pairs, produce
 from tests.streams.shop import SECOND, START, Log, erasures, send
 from tests.streams.test_worker import beside
-from tests.streams.working import messages, settings_of, stored, table, work
+from tests.streams.working import Died, dies_in_turn, messages, settings_of, stored, table, work
 
 
 def tagged():
@@ -155,31 +155,19 @@ def test_live_what_waits_is_read_again_after_a_restart(pair, tmp_path, first):
     assert compared(definitions, settings, merged=False).good
 
 
-class Died(Exception):  # noqa: N818 - it stands for no error
-    """What a worker was doing when it died."""
-
-
 @pytest.mark.parametrize("commits", [0, 3, 8])
-def test_pairs_that_a_dying_worker_made_are_made_again_and_counted_once(embedded_pair, tmp_path, monkeypatch, commits):
+def test_pairs_that_a_dying_worker_made_are_made_again_and_counted_once(embedded_pair, tmp_path, commits):
     tag = tagged()
     definitions, records = meetings(tag), history(tag, 400, seed=3)
     produce(embedded_pair.kafka, tag, records)
     settings = settings_of(embedded_pair, tag, tmp_path, chunk=60)
     for turn in (2, 3):
         (dying,) = build_worker(definitions, settings, until_end=True).first
-        store = dying._store
 
-        async def cut(made, store=store, left=[turn], dying=dying):  # noqa: B006 - counts down
-            left[0] -= 1
-            if left[0]:
-                await store(made)
-                return
-            await asyncio.to_thread(dying.publisher.send, made.messages)
-            await dying.publisher.flush()
+        async def partly(made, dying=dying):
             await dying.store.commit(made.commits[:commits])
-            raise Died
 
-        monkeypatch.setattr(dying, "_store", cut)
+        dies_in_turn(turn, dying, partly)
         with pytest.raises(Died):
             asyncio.run(beside(dying, settings, lambda: False))
     worker, expected = work(definitions, settings), pairs(records)[0]

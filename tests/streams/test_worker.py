@@ -28,7 +28,19 @@ from streams.messages import feature_table
 from streams.transport import Delivery
 from tests.faults.child import start
 from tests.streams.shop import MINUTE, PARTITIONS, START, TAG, bad_records, history, logs, produce, shop, with_repeats
-from tests.streams.working import blobs, in_memory, messages, own_servers, same, settings_of, stored, table, work
+from tests.streams.working import (
+    Died,
+    blobs,
+    dies_in_turn,
+    in_memory,
+    messages,
+    own_servers,
+    same,
+    settings_of,
+    stored,
+    table,
+    work,
+)
 
 
 def tagged():
@@ -493,10 +505,6 @@ def test_a_worker_that_ends_waits_for_its_last_turn_and_for_the_mirror(embedded_
 # --- a restart in the middle of a turn --------------------------------------------------------------------------------
 
 
-class Died(Exception):  # noqa: N818 - it stands for no error
-    """What a worker was doing when it died."""
-
-
 @pytest.mark.parametrize("step", ["send", "first checkpoint", "checkpoints", "commit"])
 def test_a_turn_that_was_cut_short_after_any_step_is_finished_by_the_next_worker(
     embedded_pair, tmp_path, monkeypatch, step
@@ -508,26 +516,18 @@ def test_a_turn_that_was_cut_short_after_any_step_is_finished_by_the_next_worker
     settings = settings_of(embedded_pair, tag, tmp_path)
     for turn in (1, 3):
         dying = build_worker(definitions, settings, until_end=True)
-        store = dying._store
 
-        async def cut(made, store=store, left=[turn], dying=dying):  # noqa: B006 - counts down
-            left[0] -= 1
-            if left[0]:
-                await store(made)
-                return
-            await asyncio.to_thread(dying.publisher.send, made.messages)
-            await dying.publisher.flush()
+        async def partly(made, dying=dying):
             steps = {"send": 0, "first checkpoint": 1}.get(step, len(made.checkpoints))
             for write in made.checkpoints[:steps]:
                 write()
             if step == "commit":
                 await dying.store.commit(made.commits[: len(made.commits) // 2])
-            raise Died
 
         async def nothing():
             pass
 
-        monkeypatch.setattr(dying, "_store", cut)
+        dies_in_turn(turn, dying, partly)
         monkeypatch.setattr(dying._files, "flush", nothing)  # it had no time for that
         with pytest.raises(Died):
             asyncio.run(beside(dying, settings, lambda: False))

@@ -46,6 +46,27 @@ def work(definitions, settings):
     return worker
 
 
+class Died(Exception):  # noqa: N818 - it stands for no error
+    """What a worker was doing when it died."""
+
+
+def dies_in_turn(number, worker, partly):
+    """Let a worker die in the turn of that number, when its messages are sent and `partly(turn)` is done."""
+    store, left = worker._store, [number]
+
+    async def cut(made):
+        left[0] -= 1
+        if left[0]:
+            await store(made)
+            return
+        await asyncio.to_thread(worker.publisher.send, made.messages)
+        await worker.publisher.flush()
+        await partly(made)
+        raise Died
+
+    worker._store = cut
+
+
 def in_memory(definitions, logs, *, partitions=PARTITIONS):
     """The same views and reads over whole logs at once, in memory: the flow, and its outputs by view."""
     services = list(definitions.services.values())
