@@ -15,7 +15,6 @@ from featurestore.sources import Entity, Source
 from featurestore.stores import OnlineStore
 from onceflow.commands.get import key_of
 from onceflow.modules import Definitions
-from onceflow.runtime import told_at, views_of
 from streams.messages import Message
 from streams.publisher import Publisher
 
@@ -47,7 +46,7 @@ class Older:
 
 def targets(definitions: Definitions, name: str, texts: Sequence[str]) -> list[Target]:
     """Where an entity, with a text for each key column, is to be erased. ConfigError: there is no such entity."""
-    views, reads = views_of(definitions), told_at(definitions)
+    views, reads = definitions.every_view, definitions.told_at
     entities = {view.entity.name: view.entity for view in views}
     if name not in entities:
         raise ConfigError(f"no view is about an entity {name!r}; {closest(name, entities)}")

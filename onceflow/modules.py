@@ -35,9 +35,16 @@ class Definitions:
         return [source for source in self.sources.values() if isinstance(source, Joined)]
 
     @property
-    def reads(self) -> list[tuple[View, str]]:
-        """The views that services read, each with the topic at whose events."""
-        return [(view, service.on.name) for service in self.services.values() for view in service.views]
+    def every_view(self) -> list[View]:
+        """Every view: of the module, and those that only a service names."""
+        named = [*self.views.values(), *(view for service in self.services.values() for view in service.views)]
+        return list({view.key: view for view in named}.values())
+
+    @property
+    def told_at(self) -> list[tuple[View, str]]:
+        """Views, each with a topic whose events name its entity: views of pairs, then those that services read."""
+        reads = [(view, service.on.name) for service in self.services.values() for view in service.views]
+        return [*told_before(self.every_view), *reads]
 
 
 def load(name: str) -> Definitions:
@@ -63,8 +70,9 @@ def collect(module: ModuleType, name: str) -> Definitions:
         raise ConfigError(f"module {name!r} defines no view and no service: decorate a class with @featurestore.view")
     sources = [each for source in sources for each in _with_sides(source)]
     definitions = Definitions(_by_name(sources, name), views, services)
+    told_at = definitions.told_at
     for topic in definitions.sources:  # refuses what could not be told apart
-        entities_of(topic, views.values(), [*told_before(list(views.values())), *definitions.reads])
+        entities_of(topic, definitions.every_view, told_at)
     return definitions
 
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from featurestore import UnavailableError, View
+from featurestore import UnavailableError
 from featurestore.confluent import Schemas
-from featurestore.erasures import told_before
 from featurestore.errors import ConfigError
 from featurestore.forgotten import mirror_revision, prediction_revision
 from featurestore.formats import check_installed
@@ -46,17 +45,6 @@ ASK_SECONDS = 2.0
 RETRY_SECONDS = 0.5
 
 
-def views_of(definitions: Definitions) -> list[View]:
-    """Every view: of the module, and those that only a service names."""
-    named = [*definitions.views.values(), *(view for s in definitions.services.values() for view in s.views)]
-    return list({view.key: view for view in named}.values())
-
-
-def told_at(definitions: Definitions) -> list[tuple[View, str]]:
-    """Views with topics whose events name their entities: those of views of pairs, then where services read views."""
-    return [*told_before(views_of(definitions)), *definitions.reads]
-
-
 def wait_for_kafka(kafka: str) -> dict[str, int]:
     """The number of partitions of every topic there is, as soon as Kafka answers, however long that takes."""
     admin, said = admin_client(kafka), False
@@ -76,7 +64,7 @@ def prepare_topics(definitions: Definitions, settings: Settings, there: Mapping[
     What is made from a source topic has as many partitions as it, also after some were added to it. ConfigError: topics
     that are joined differ in that.
     """
-    sources = {view.source.name for view in views_of(definitions)} | set(definitions.sources)
+    sources = {view.source.name for view in definitions.every_view} | set(definitions.sources)
     sources |= {s.name for service in definitions.services.values() for s in (service.on, service.label.source)}
     made = {source.name for source in definitions.joins}
     if absent := sources - made - there.keys():
@@ -84,7 +72,7 @@ def prepare_topics(definitions: Definitions, settings: Settings, there: Mapping[
         there = topic_partitions(settings.kafka)
     there = {**there, **_joined_topics(definitions.joins, settings, there)}
     wanted = {f"{name}.{suffix}": there[name] for name in sources for suffix in ("dlq", "late")}
-    wanted |= {feature_topic(view): there[view.source.name] for view in views_of(definitions)}
+    wanted |= {feature_topic(view): there[view.source.name] for view in definitions.every_view}
     wanted |= {prediction_topic(s.name): there[s.on.name] for s in definitions.services.values()}
     if absent := wanted.keys() - there.keys():
         ensure_topics(settings.kafka, {name: wanted[name] for name in absent})
@@ -125,14 +113,14 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
         return None, []
     feeds: dict[str, tuple[str, Decode, int]] = {
         feature_topic(view): (f"features/{view.name}", decode_features, view.source.grid(settings.grid))
-        for view in views_of(definitions)
+        for view in definitions.every_view
     }
     for service in definitions.services.values():
         decode = predictions_decoder(service.inputs)
         grid = service.on.grid(settings.grid)
         feeds[prediction_topic(service.name)] = (f"predictions/{service.name}", decode, grid)
     events = settings.data / "events"
-    revisions = {feature_topic(view): partial(mirror_revision, events, view) for view in views_of(definitions)}
+    revisions = {feature_topic(view): partial(mirror_revision, events, view) for view in definitions.every_view}
     for service in definitions.services.values():
         grid = service.on.grid(settings.grid)
         revisions[prediction_topic(service.name)] = partial(
@@ -143,7 +131,7 @@ def mirror_of(definitions: Definitions, settings: Settings) -> tuple[Mirror | No
 
 def schemas_of(definitions: Definitions, settings: Settings) -> Schemas | None:
     """The schema registry, where a source needs one; ConfigError when it is not set then, or formats cannot be read."""
-    sources = [view.source for view in views_of(definitions)]
+    sources = [view.source for view in definitions.every_view]
     sources += [source for service in definitions.services.values() for source in (service.on, service.label.source)]
     sources += [side for source in definitions.joins for side in source.sides]
     for source in sources:
@@ -185,11 +173,11 @@ def build_worker(
     )
     worker = Worker(
         schemas=schemas_of(definitions, settings),
-        views=views_of(definitions),
+        views=definitions.every_view,
         processors=processors_of(definitions, settings),
         joins=() if until_end else definitions.joins,
         sent=partial(sent_upto, settings.kafka),
-        named=told_at(definitions),
+        named=definitions.told_at,
         partitions=partitions,
         store=connect(settings.redis, patience=None),
         publisher=publisher,

@@ -275,7 +275,7 @@ class Intake:
 
     def _give_up_waiting(self) -> None:
         """Go on without partitions that have been silent for too long; in a replay, never, nor while one is reread."""
-        if not self._options.replay:
+        if self._in_order and not self._options.replay:
             silent_since = time.monotonic() - self._options.max_wait
             for partition, log in self._logs.items():
                 again = log.expected is not None and log.expected << self._sources[partition[0]].row_bits < log.begin

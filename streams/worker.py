@@ -15,8 +15,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -150,7 +150,8 @@ class Worker:
     async def positions(self, tps: frozenset[TP]) -> dict[TP, int | None]:
         """Claim partitions and say where each must start; whatever was in memory is forgotten."""
         async with self._turning:
-            await self._settled()
+            with self._giving_way():
+                await self._stored()
             await self._begin_anew()
             starts: dict[TP, int | None] = {}
             mine = [(tp.topic, tp.partition) for tp in tps if tp.topic in self.sources]
@@ -214,11 +215,9 @@ class Worker:
     async def revoked(self, _: frozenset[TP]) -> None:
         """Finish what is under way; what is not done goes to whoever gets the partitions."""
         async with self._turning:
-            try:
+            with self._giving_way():
                 await self._stored()
                 await self._files.flush()
-            except (FencedError, GapError) as error:
-                self._give_way(error)
             given_away(self._intake.partitions)
             await self._begin_anew()
 
@@ -336,10 +335,11 @@ class Worker:
             task, self._storing = self._storing, None
             await task
 
-    async def _settled(self) -> None:
-        """Wait for the turn that is being stored; what of it another worker has taken over is that one's to do."""
+    @contextmanager
+    def _giving_way(self) -> Iterator[None]:
+        """Within the block, what another worker has taken over is that one's to do."""
         try:
-            await self._stored()
+            yield
         except (FencedError, GapError) as error:
             self._give_way(error)
 

@@ -17,7 +17,6 @@ from onceflow import modules, settings
 from onceflow.escaping import escaped
 from onceflow.forget import Older, Target, erase_older, older_definitions, records, send, targets
 from onceflow.reading import topic_partitions
-from onceflow.runtime import views_of
 from streams.messages import Message
 
 
@@ -31,7 +30,7 @@ def run(*, entity: str, keys: list[str], module: str, yes: bool, json: bool) -> 
         names = ", ".join(each.source.name for each in found)
         raise ConfigError(f"Kafka at {chosen.kafka} has none of the topics {names}: there is nothing to erase yet")
     offsets: Sequence[int | None] = [None] * len(messages)
-    older = older_definitions(entity, found, views_of(definitions), Registry(chosen.data / "registry").entries())
+    older = older_definitions(entity, found, definitions.every_view, Registry(chosen.data / "registry").entries())
     count = 0
     if yes:
         offsets = asyncio.run(send(chosen.kafka, messages))

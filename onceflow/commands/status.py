@@ -24,7 +24,6 @@ from onceflow import modules
 from onceflow.ends import Span, spans
 from onceflow.members import Member, members
 from onceflow.reading import topic_partitions
-from onceflow.runtime import views_of
 from onceflow.settings import load as load_settings
 from serving.instants import rfc3339
 from streams.joins import made_key
@@ -66,7 +65,7 @@ class Line:
 def run(*, module: str, sizes: bool, json: bool) -> None:
     """Print a line for every view and partition, then the workers, and how many records were set aside."""
     definitions = modules.load(module)
-    views, joins = views_of(definitions), definitions.joins
+    views, joins = definitions.every_view, definitions.joins
     settings = load_settings(Path.cwd(), os.environ)
     joined = {side.name for source in joins for side in source.sides}
     sources = sorted({view.source.name for view in views} | joined)
