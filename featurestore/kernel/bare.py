@@ -115,6 +115,21 @@ def _set(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # 
 
 
 @intrinsic
+def flat(_typing: Any, array: Any) -> Any:  # noqa: ANN401
+    """A matrix as one row after the other: where several are alike, one index serves all."""
+    kind = Bare(array.dtype, 1)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        whole = _opened(context, builder, signature.args[0], arguments[0])
+        made = cgutils.create_struct_proxy(kind)(context, builder)
+        rows, columns = cgutils.unpack_tuple(builder, whole.shape, 2)
+        made.data, made.shape = whole.data, cgutils.pack_array(builder, [builder.mul(rows, columns)])
+        return made._getvalue()  # noqa: SLF001
+
+    return kind(array), code
+
+
+@intrinsic
 def fetch(_typing: Any, array: Any, _index: Any) -> Any:  # noqa: ANN401
     """Bring the cache line of `array[index]` near; it need not be used, nor be there."""
 

@@ -1,9 +1,13 @@
-"""Folding: an event into the tiles, records or sessions of its entity."""
+"""Folding: an event into the tiles, records or sessions of its entity.
+
+Loops that every event goes through are written with `while`: `range` with a step divides to know how often.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featurestore.kernel.bare import flat
 from featurestore.kernel.layout import (
     CACHE,
     CACHED,
@@ -35,7 +39,7 @@ from featurestore.kernel.layout import (
     compiled,
     inlined,
 )
-from featurestore.kernel.primitives import PAIR, STATS_INT, SUM_INT, add_one, merge_one, overflows
+from featurestore.kernel.primitives import STATS_INT, SUM_INT, add_one, merge_one, overflows
 from featurestore.kernel.runs import count_of, first_session, insert, is_full, make_room, place, remove, start_of
 
 if TYPE_CHECKING:
@@ -44,11 +48,13 @@ if TYPE_CHECKING:
 
 def _added(words: Words, reals: Reals, inputs: Inputs, t: int, at: int, row: int, time: int) -> None:
     """Fold an event of the inputs into the tile at `at`."""
-    for o in range(words[t + FIRST_OP], words[t + END_OP], OP_WORDS):
-        lane = words[o + LANE]
-        if inputs.valid[lane, row]:
-            other = inputs.reals[lane + 1, row] if words[o + CODE] == PAIR else 0.0
-            add_one(words, reals, o, at, time, inputs.words[lane, row], inputs.reals[lane, row], other)
+    lanes, real_lanes, valid, rows = flat(inputs.words), flat(inputs.reals), flat(inputs.valid), inputs.valid.shape[1]
+    o = words[t + FIRST_OP]
+    while o < words[t + END_OP]:
+        value = words[o + LANE] * rows + row
+        if valid[value]:
+            add_one(words, reals, o, at, time, lanes, real_lanes, value, rows)
+        o += OP_WORDS
 
 
 # Within the loop over tiles a call would cost as much as the work.
@@ -59,18 +65,20 @@ add_input, _add_input_apart = inlined(_added), compiled(_added)
 def add_record(words: Words, reals: Reals, t: int, at: int, record: int) -> None:
     """Fold a record of an event of track `t` into the accumulator at `at`."""
     time, mask = words[record], words[record + 1]
-    for o in range(words[t + FIRST_OP], words[t + END_OP], OP_WORDS):
+    o = words[t + FIRST_OP]
+    while o < words[t + END_OP]:
         if mask >> words[o + PLACE] & 1:
-            value = record + 2 + words[o + PLACE]
-            other = reals[value + 1] if words[o + CODE] == PAIR else 0.0
-            add_one(words, reals, o, at, time, words[value], reals[value], other)
+            add_one(words, reals, o, at, time, words, reals, record + 2 + words[o + PLACE], 1)
+        o += OP_WORDS
 
 
 @compiled
 def merge(words: Words, reals: Reals, t: int, to: int, at: int) -> None:
     """Merge the tile at `at` into the accumulator at `to`."""
-    for o in range(words[t + FIRST_OP], words[t + END_OP], OP_WORDS):
+    o = words[t + FIRST_OP]
+    while o < words[t + END_OP]:
         merge_one(words, reals, o, to, at)
+        o += OP_WORDS
 
 
 @compiled

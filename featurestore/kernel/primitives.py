@@ -166,10 +166,17 @@ def _decay(words: Words, reals: Reals, w: int, time: int, value: float, half_lif
 
 
 @inlined
-def add_one(words: Words, reals: Reals, o: int, at: int, time: int, whole: int, real: float, other: float) -> None:
-    """Fold one valid value of an op's lane into the tile at `at`; `other` is the value of a pair's second lane."""
+def add_one(
+    words: Words, reals: Reals, o: int, at: int, time: int, values: Words, real_values: Reals, k: int, step: int
+) -> None:
+    """Fold the k-th value, a valid one of an op's lane, into the tile at `at`.
+
+    `real_values` are the values as floats; that of a pair's second lane lies `step` further. They are read where they
+    are needed: Numba would read all that is handed over, whatever the op.
+    """
     op, w, n = words[o + CODE], at + words[o + WORD], words[at + words[o + N_WORD]]
     if op == STATS_FLOAT:
+        real = real_values[k]
         words[w] = n + 1
         add_real(reals, w + 1, real)
         if n == 0:
@@ -181,22 +188,23 @@ def add_one(words: Words, reals: Reals, o: int, at: int, time: int, whole: int, 
     elif op == N:
         words[w] = n + 1
     elif op == SUM_FLOAT:
-        add_real(reals, w, real)
+        add_real(reals, w, real_values[k])
     elif op == SUM_INT:
-        add_int(words, w, whole, ZERO)
+        add_int(words, w, values[k], ZERO)
     elif op == MIN_FLOAT:
-        reals[w] = real if n == 0 else min(reals[w], real)
+        reals[w] = real_values[k] if n == 0 else min(reals[w], real_values[k])
     elif op == MAX_FLOAT:
-        reals[w] = real if n == 0 else max(reals[w], real)
+        reals[w] = real_values[k] if n == 0 else max(reals[w], real_values[k])
     elif op == MIN_INT:
-        words[w] = whole if n == 0 else min(words[w], whole)
+        words[w] = values[k] if n == 0 else min(words[w], values[k])
     elif op == MAX_INT:
-        words[w] = whole if n == 0 else max(words[w], whole)
+        words[w] = values[k] if n == 0 else max(words[w], values[k])
     elif op == MOMENTS_FLOAT:
-        add_moments(reals, w, n + 1, real)
+        add_moments(reals, w, n + 1, real_values[k])
     elif op == MOMENTS_INT:
-        add_moments(reals, w, n + 1, float(whole))
+        add_moments(reals, w, n + 1, float(values[k]))
     elif op == STATS_INT:
+        whole = values[k]
         words[w] = n + 1
         add_int(words, w + 1, whole, ZERO)
         if n == 0:
@@ -207,19 +215,19 @@ def add_one(words: Words, reals: Reals, o: int, at: int, time: int, whole: int, 
         add_moments(reals, w + 5, n + 1, float(whole))
     elif op == FIRST:
         if n == 0 or time < words[w]:
-            words[w], words[w + 1] = time, whole
+            words[w], words[w + 1] = time, values[k]
     elif op == LAST:
         if n == 0 or time >= words[w]:
-            words[w], words[w + 1] = time, whole
+            words[w], words[w + 1] = time, values[k]
     elif op in (MOMENTS4_FLOAT, MOMENTS4_INT):
-        _add_moments4(reals, w, n + 1, real if op == MOMENTS4_FLOAT else float(whole))
+        _add_moments4(reals, w, n + 1, real_values[k] if op == MOMENTS4_FLOAT else float(values[k]))
     elif op in (DECAY_FLOAT, DECAY_INT):
-        value = real if op == DECAY_FLOAT else float(whole)
+        value = real_values[k] if op == DECAY_FLOAT else float(values[k])
         _decay(words, reals, w, time, value, reals[o + PARAMETER], n == 0)
     elif op in (TREND_FLOAT, TREND_INT):
-        _add_trend(words, reals, w, n + 1, time, real if op == TREND_FLOAT else float(whole))
+        _add_trend(words, reals, w, n + 1, time, real_values[k] if op == TREND_FLOAT else float(values[k]))
     else:
-        _add_pair(reals, w, n + 1, real, other)
+        _add_pair(reals, w, n + 1, real_values[k], real_values[k + step])
 
 
 @inlined

@@ -266,7 +266,8 @@ def run(
                         forget(words, h)  # it may fall into a closed tile
                     if words[h + DIRTY_NEXT] < 0:
                         words[h + DIRTY_NEXT], words[DIRTY_FIRST] = words[DIRTY_FIRST], h
-                    for t in range(words[TRACKS], words[TRACKS_END], TRACK_WORDS):
+                    t = words[TRACKS]
+                    while t < words[TRACKS_END]:
                         if words[t + KIND] == TILES:
                             at = tile_of(words, h, t, time, newest)
                             if at:
@@ -275,6 +276,7 @@ def run(
                             fold_bags(words, reals, inputs, h, t, row, time, newest)
                         else:
                             fold_apart(words, reals, inputs, h, t, row, time, newest)
+                        t += TRACK_WORDS
             results.status[i] = FOLDED
             if row >= 0 and not emit:
                 i = following_step
@@ -287,7 +289,8 @@ def run(
                 if h:
                     effective, only, found = max(effective, words[h + NEWEST]), h, found + 1
             results.effective[i] = effective
-            for g in range(words[GROUPS], words[GROUPS_END], GROUP_WORDS):
+            g = words[GROUPS]
+            while g < words[GROUPS_END]:
                 closed, base = ZERO, ZERO
                 if found == 1 and words[g + SIMPLE]:
                     closed, base = tiles(words, reals, only, g, effective - words[g + LENGTH] + 1)
@@ -295,7 +298,8 @@ def run(
                     base = gathered(words, reals, slots, entity, g, effective)
                 if base == 0:
                     base = words[SCRATCH] + 2 * words[ACC_MOST]  # always empty
-                for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
+                out = words[g + FIRST_OUT]
+                while out < words[g + END_OUT]:
                     if words[g + SIMPLE] and words[out + CODE] != COUNT:
                         finish_bundle(words, reals, out, closed, base, results, i)
                     elif words[g + SIMPLE]:
@@ -305,6 +309,8 @@ def run(
                         results.words[words[out + OUTPUT], i] = n
                     else:
                         finish_out(words, reals, out, base, effective - words[g + DELAY], results, i)
+                    out += OUT_WORDS
+                g += GROUP_WORDS
             if bags is not None:  # noqa: SIM102 - Numba leaves out what is behind this one
                 if not finish_bags(words, reals, slots, entity, effective, results, i):
                     results.status[i] = PENDING  # its event is not folded twice

@@ -50,6 +50,10 @@ def wipe(words, at, count):
     (words.array if isinstance(words, Checked) else words)[at : at + count] = 0
 
 
+def flat(matrix):
+    return Checked(matrix.array.reshape(-1))
+
+
 def fetch(_words, _at):
     """Nothing: it may be told any address."""
 
@@ -67,7 +71,7 @@ def spoilt(memory, used):
 
 def main():
     bare = ModuleType("featurestore.kernel.bare")
-    bare.bared, bare.move, bare.wipe, bare.fetch = bared, move, wipe, fetch
+    bare.bared, bare.move, bare.wipe, bare.fetch, bare.flat = bared, move, wipe, fetch, flat
     sys.modules[bare.__name__] = bare
     np.seterr(over="ignore")  # hashes wrap
     from featurestore.kernel import layout  # noqa: PLC0415 - the kernel must not be there before
