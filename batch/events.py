@@ -95,6 +95,11 @@ def last_offsets(events: pl.DataFrame) -> dict[int, int]:
     return {int(partition): int(end) for partition, end in ends.iter_rows()}
 
 
+def partitions_of(events: pl.DataFrame) -> int:
+    """The least number of partitions that the events can come from."""
+    return int(events["_partition"].to_numpy().max()) + 1 if len(events) else 1
+
+
 def columns_of(view: View) -> list[str]:
     """The columns of the source that the view needs."""
     read = {*view.entity.keys, *compiled(view).columns}

@@ -7,9 +7,9 @@ from types import MappingProxyType
 
 import polars as pl
 
-from batch.backfill import at_rows, partitions_of
+from batch.backfill import at_rows
 from batch.compare import matched
-from batch.events import chunks, logs_of
+from batch.events import chunks, logs_of, partitions_of
 from featurestore.definitions import View
 from featurestore.errors import DataError
 from featurestore.featureset import FeatureSet

@@ -20,7 +20,7 @@ from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
 from featurestore.planned import Plan
 from featurestore.texts import Texts, read_texts
-from featurestore.values import Values
+from featurestore.values import Values, frozen
 
 #: Entity number of a step whose entity key is null: it folds nothing and reads nulls.
 NO_ENTITY = -1
@@ -238,7 +238,7 @@ class ViewState:
 
     def _nothing(self) -> NDArray[np.int64]:
         runs = len(self.plan.tracks)
-        return _frozen(np.array([kernel.FORMAT | runs << 8, _NEVER, _NEVER, *[0] * runs], np.int64))
+        return frozen(np.array([kernel.FORMAT | runs << 8, _NEVER, _NEVER, *[0] * runs], np.int64))
 
     def _take_texts(self, words: NDArray[np.int64]) -> bool:
         """Learn the texts of a stored state; False when it is not of this plan and format."""
@@ -289,25 +289,23 @@ class ViewState:
 def words_of(blob: bytes | memoryview) -> NDArray[np.int64]:
     """The words of a stored state, not squeezed any more; none where it is damaged."""
     whole = np.frombuffer(blob[: len(blob) // 8 * 8], np.int64)
-    return _frozen(kernel.expanded(whole if 8 * len(whole) == len(blob) else whole[:0]))
+    return frozen(kernel.expanded(whole if 8 * len(whole) == len(blob) else whole[:0]))
+
+
+def nested(plan: Plan) -> NDArray[np.bool_]:
+    """Which outputs are lists and maps: their words say where in the items each begins."""
+    return np.array([feature.type not in TYPES for feature in plan.outputs])
 
 
 def joined(plan: Plan, parts: Sequence[Results]) -> Results:
     """Results one after another, as one: lists and maps begin behind those of the parts before."""
-    nested = np.array([feature.type not in TYPES for feature in plan.outputs])
-    begin = 0
+    begin, lists = 0, nested(plan)
     for part in parts:
-        part.words[nested] += begin
+        part.words[lists] += begin
         begin += len(part.items)
     names = ("words", "valid", "effective", "status", "items")
     whole = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
     return Results(reals=whole["words"].view(np.float64), **whole)
-
-
-def _frozen(words: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The words, read-only as those of most blobs are: Numba compiles anew for what may be written to."""
-    words.flags.writeable = False
-    return words
 
 
 def _class_sizes(most: int) -> NDArray[np.int64]:

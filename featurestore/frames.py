@@ -7,6 +7,7 @@ An event frame has the source's columns (derived ones too) and four of its own: 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,7 @@ from featurestore.expressions import TYPES, evaluated
 from featurestore.growing import matrix
 from featurestore.kernel import Inputs, Results
 from featurestore.keys import encode_entity, encode_strings
-from featurestore.planned import Plan
+from featurestore.planned import Lane, Plan
 from featurestore.sources import Source
 from featurestore.texts import Texts
 
@@ -66,24 +67,33 @@ def lane_inputs(plan: Plan, frame: pl.DataFrame, texts: Texts) -> Inputs:
     Texts that the view keeps are known to `texts` from then on.
     """
     words, valid = matrix(len(plan.lanes), len(frame), np.int64), matrix(len(plan.lanes), len(frame), np.bool_)
-    words[:], valid[:], reals = 0, True, words.view(np.float64)
+    reals = words.view(np.float64)
     for i, lane in enumerate(plan.lanes):
-        if lane.coding:
-            words[i], valid[i] = coded(frame[lane.column], lane.coding, texts)
-        elif lane.is_float:
-            reals[i] = _floats(frame[lane.column])
-            valid[i] = ~np.isnan(reals[i])
-        elif lane.column:
-            valid[i] = frame[lane.column].is_not_null().to_numpy()
-            if frame.schema[lane.column] != pl.String:
-                words[i] = frame[lane.column].cast(pl.Int64).fill_null(0).to_numpy()
-        else:
-            words[i] = 1
-        if lane.other:
-            valid[i] &= present(frame[lane.other])
-        if lane.where is not None:
-            valid[i] &= frame.select(lane.where.fill_null(False).alias("_")).to_series().to_numpy()
+        values, valid[i] = lane_values(lane, frame, texts)
+        (reals if lane.is_real else words)[i] = values
     return Inputs(words, reals, valid)
+
+
+def lane_values(lane: Lane, frame: pl.DataFrame, texts: Texts) -> tuple[NDArray[Any] | int, NDArray[np.bool_] | bool]:
+    """A lane's value of each event, and where there is one; a single one where all are alike."""
+    values: NDArray[Any] | int = 0
+    valid: NDArray[np.bool_] | bool = True
+    if lane.coding:
+        values, valid = coded(frame[lane.column], lane.coding, texts)
+    elif lane.is_float:
+        values = _floats(frame[lane.column])
+        valid = ~np.isnan(values)
+    elif lane.column:
+        valid = frame[lane.column].is_not_null().to_numpy()
+        if frame.schema[lane.column] != pl.String:
+            values = frame[lane.column].cast(pl.Int64).fill_null(0).to_numpy()
+    else:
+        values = 1
+    if lane.other:
+        valid = valid & present(frame[lane.other])
+    if lane.where is not None:
+        valid = valid & frame.select(lane.where.fill_null(False).alias("_")).to_series().to_numpy()
+    return values, valid
 
 
 def _floats(column: pl.Series) -> NDArray[np.float64]:

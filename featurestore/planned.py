@@ -36,6 +36,11 @@ class Lane:
     other: str = ""
     coding: Coding = ""
 
+    @property
+    def is_real(self) -> bool:
+        """Whether its words hold floats' bits."""
+        return self.is_float and not self.coding
+
 
 @dataclass(frozen=True)
 class Plan:

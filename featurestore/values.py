@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 V = TypeVar("V", bytes, "bytes | None")
+T = TypeVar("T", bound=np.generic)
 
 
 class Values(Sequence[V]):
@@ -29,7 +30,7 @@ class Values(Sequence[V]):
 
     def __init__(self, buffer: Bytes, starts: Ints, lengths: Ints) -> None:
         # Numba compiles anew for each layout, and for what may not be written to.
-        self.buffer = buffer if not buffer.flags.writeable else _frozen(buffer)
+        self.buffer = frozen(buffer)
         self.starts, self.lengths = (np.require(each, np.int64, ["C", "W"]) for each in (starts, lengths))
 
     @classmethod
@@ -99,7 +100,10 @@ class Values(Sequence[V]):
         )
 
 
-def _frozen(buffer: Bytes) -> Bytes:
-    frozen = buffer.view()
-    frozen.flags.writeable = False
-    return frozen
+def frozen(array: NDArray[T]) -> NDArray[T]:
+    """The array, not to be written to: Numba compiles anew for what may be."""
+    if not array.flags.writeable:
+        return array
+    view = array.view()
+    view.flags.writeable = False
+    return view

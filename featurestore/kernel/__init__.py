@@ -7,7 +7,7 @@ expire it: a tile out of every window is dropped whole.
 from featurestore.kernel.blobs import encode, end_of_runs, knows_all, load, sizes_of, take_dirty
 from featurestore.kernel.compacting import compact
 from featurestore.kernel.layout import FOLDED, FORMAT, HEAD, KEYLESS, LATE, OVERFLOW, Inputs, Results, Steps
-from featurestore.kernel.ordering import by_group, merged_by_group
+from featurestore.kernel.ordering import ascends, next_steps, places_by_group, put, take_steps
 from featurestore.kernel.run import run, sort_out
 from featurestore.kernel.squeezing import expanded, room_for, squeezed
 
@@ -21,18 +21,21 @@ __all__ = [
     "Inputs",
     "Results",
     "Steps",
-    "by_group",
+    "ascends",
     "compact",
     "encode",
     "end_of_runs",
     "expanded",
     "knows_all",
     "load",
-    "merged_by_group",
+    "next_steps",
+    "places_by_group",
+    "put",
     "room_for",
     "run",
     "sizes_of",
     "sort_out",
     "squeezed",
     "take_dirty",
+    "take_steps",
 ]

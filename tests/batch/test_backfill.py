@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch import backfill
+from batch import backfill, sweeps
 from batch.backfill import after_event_parts, after_events, at_rows
 from batch.compare import differing
 from featurestore import (
@@ -189,8 +189,8 @@ def test_small_steps_and_few_copies_at_a_time_give_the_same(events, rows, made):
     whole = at_rows(made, frame, asked(made, rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backfill, "STEPS", 3)
-        patch.setattr(backfill, "_SWEPT", 3)
-        patch.setattr(backfill, "_COPIES", 2)
+        patch.setattr(sweeps, "_SWEPT", 3)
+        patch.setattr(sweeps, "_COPIES", 2)
         assert at_rows(made, frame, asked(made, rows)).to_dicts() == whole.to_dicts()
 
 

@@ -1,0 +1,228 @@
+"""One sweep over history: entity by entity, its events and the rows that ask for it in order of time.
+
+Within a partition an entity's events must be folded in offset order. So an event's place in the sweep is the newest
+time that its entity has shown on its partition up to it, and a row's place is its own time. Then a row finds exactly
+the events with time <= t, unless one of them came after an event newer than t. Such rows are *torn*: each gets a copy
+of its entity, made of its own events only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch.events import partitions_of
+from featurestore import kernel
+from featurestore.definitions import View
+from featurestore.engine import NO_ENTITY, ViewState, nested
+from featurestore.expressions import FEATURE_TYPES
+from featurestore.frames import feature_frame, lane_values
+from featurestore.growing import matrix
+from featurestore.kernel import Inputs, Results, Steps, layout
+from featurestore.planned import Plan
+from featurestore.texts import Texts
+from featurestore.times import ENDLESS
+from featurestore.values import frozen
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+#: Steps that the kernel is given at a time: what it writes of rows is taken from a processor's cache.
+_SWEPT = 1 << 12
+_NEVER = np.iinfo(np.int64).min
+#: Copies of events that torn rows may need at a time.
+_COPIES = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """Events in offset order by partition, the entity of each, and the time at which each begins to count.
+
+    Those that no row sees are of NO_ENTITY.
+    """
+
+    events: pl.DataFrame
+    entities: Ints
+    values: Ints
+
+    @cached_property
+    def partitions(self) -> NDArray[np.int32]:
+        """The partition of each event."""
+        return self.events["_partition"].to_numpy()
+
+    @cached_property
+    def times(self) -> Ints:
+        """The event time of each."""
+        return self.events["_time"].to_numpy()
+
+    @cached_property
+    def keys(self) -> Ints:
+        """The newest value that the entity has shown on the partition up to each event."""
+        if kernel.ascends(frozen(self.values), self.partitions):
+            return self.values
+        frame = pl.DataFrame({"e": self.entities, "p": self.partitions, "v": self.values})
+        return frame.select(pl.col("v").cum_max().over("e", "p")).to_series().to_numpy()
+
+    def __getitem__(self, rows: Ints) -> Log:
+        return Log(self.events[rows], self.entities[rows], self.values[rows])
+
+
+def seen(events: pl.DataFrame, entities: Ints, values: Ints, asked: Ints, times: Ints, count: int) -> Log:
+    """The log of events, given the entity (below `count`) and the value of each, for rows in order of entity and time.
+
+    The rows ask for the entities `asked` at `times`.
+    """
+    last = np.full(count + 1, _NEVER)  # when each entity is asked for the last time; at the end, NO_ENTITY
+    last[asked] = times
+    last[NO_ENTITY] = _NEVER
+    return Log(events, np.where(values <= last[entities], entities, NO_ENTITY), values)
+
+
+def places(entities: Ints, keys: Ints, least: int = 0) -> tuple[Ints, Ints]:
+    """Where entities from `least` on go, in order of entity, key, then their own, and others to -1; where each ends."""
+    end = int(entities.max(initial=NO_ENTITY)) + 1
+    if (keys[1:] >= keys[:-1]).all():
+        found, ends = kernel.places_by_group(entities, least, end)
+        return found, ends
+    by_key = np.argsort(keys, kind="stable")
+    out = np.empty(len(keys), np.int64)
+    out[by_key], ends = kernel.places_by_group(entities[by_key], least, end)
+    return out, ends
+
+
+def features_at(plan: Plan, log: Log, entities: Ints, times: Ints, place: Ints) -> pl.DataFrame:
+    """`_effective` and features; row i is of `entities[place[i]]` at `times[place[i]]`.
+
+    Entities and times are in order of entity, then time.
+    """
+    torn = _torn(log, entities, times)
+    if torn.any():
+        whole, copies = entities[~torn], entities[torn]
+        found = [_swept(plan, log, whole, times[~torn], np.arange(len(whole)))]
+        found.append(_copied(plan, log, copies, times[torn]))
+        return pl.concat(found, rechunk=True)[np.argsort(np.argsort(torn, kind="stable"))[place]]
+    return _swept(plan, log, entities, times, place)
+
+
+def _torn(log: Log, entities: Ints, times: Ints) -> Bools:
+    """The rows for which an event counts that came after one that does not count yet."""
+    keys = log.keys
+    behind = (log.values < keys) & (log.entities != NO_ENTITY)
+    out = np.zeros(len(times), np.bool_)
+    if not behind.any():
+        return out
+    # An event that came late counts from its value on, but has its place in the sweep at its key: in between, it lacks.
+    who = np.concatenate([log.entities[behind], log.entities[behind], entities])
+    when = np.concatenate([log.values[behind], keys[behind], times])
+    change = np.repeat([1, -1, 0], [behind.sum(), behind.sum(), len(times)])
+    order = np.lexsort((change == 0, when, who))
+    lacking = np.empty(len(order), np.int64)
+    lacking[order] = np.cumsum(change[order])
+    return lacking[2 * int(behind.sum()) :] > 0
+
+
+def _swept(plan: Plan, log: Log, entities: Ints, times: Ints, place: Ints) -> pl.DataFrame:
+    """As `features_at`, each row read after the events of its entity with key <= time.
+
+    One entity is done after the other, while its state is at hand.
+    """
+    if not len(place):
+        return _no_features(plan.view)
+    count = int(max(log.entities.max(initial=NO_ENTITY), entities.max())) + 1
+    state = ViewState(plan, partitions_of(log.events), count)
+    results = _read(state, log, entities, times, place)
+    effective = pl.Series("_effective", results.effective)
+    return pl.DataFrame([effective]).hstack(feature_frame(plan, results, slice(None), state.texts))
+
+
+def _read(state: ViewState, log: Log, entities: Ints, times: Ints, place: Ints) -> Results:
+    """The results of the rows."""
+    plan, (to, ends) = state.plan, places(log.entities, log.keys)
+    owners = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+    moved_keys, moved_times, partitions = (
+        _moved(each, to, len(owners)) for each in (log.keys, log.times, log.partitions)
+    )
+    inputs = _inputs(plan, log, to, len(owners), state.texts)
+    items, lists = [], nested(plan)
+    distinct = _results(len(plan.outputs), len(entities))
+    total = len(owners) + len(entities)
+    room = Steps(*(np.empty(min(_SWEPT, total), np.int64) for _ in Steps._fields))
+    reads = np.empty(min(_SWEPT, total), np.int64)
+    event = row = begin = 0
+    while event + row < total:
+        steps = Steps(*(each[: total - event - row] for each in room))
+        given = (owners, moved_keys, partitions, moved_times, entities, times)
+        asked = kernel.next_steps(*given, event, row, steps, reads)
+        made = state.run(steps, inputs, emit=False)
+        made.words[lists] += begin
+        kernel.take_steps(made, reads[:asked], distinct, row)
+        items.append(made.items.copy())
+        event, row, begin = event + len(steps.row) - asked, row + asked, begin + len(made.items)
+    out = _results(len(plan.outputs), len(place))
+    kernel.take_steps(distinct, place, out, 0)
+    return out._replace(items=np.concatenate(items))
+
+
+def _moved(values: NDArray[Any], to: Ints, count: int) -> NDArray[Any]:
+    """The values at their places in the sweep."""
+    out = np.empty(count, values.dtype)
+    kernel.put(frozen(values), to, out)
+    return out
+
+
+def _inputs(plan: Plan, log: Log, to: Ints, count: int, texts: Texts) -> Inputs:
+    """The inputs of the sweep's events."""
+    words, valid = matrix(len(plan.lanes), count, np.int64), matrix(len(plan.lanes), count, np.bool_)
+    reals = words.view(np.float64)
+    for i, lane in enumerate(plan.lanes):
+        values, there = lane_values(lane, log.events, texts)
+        for given, out in ((values, reals if lane.is_real else words), (there, valid)):
+            out[i] = _moved(given, to, count) if isinstance(given, np.ndarray) else given
+    return Inputs(words, reals, valid)
+
+
+def _results(outputs: int, rows: int) -> Results:
+    """Room for the results of rows."""
+    words, valid = matrix(outputs, rows, np.int64), matrix(outputs, rows, np.bool_)
+    status, effective = np.zeros(rows, np.int8), np.empty(rows, np.int64)
+    return Results(words, words.view(np.float64), valid, effective, status, np.zeros(0, np.int64))
+
+
+def _copied(plan: Plan, log: Log, entities: Ints, times: Ints) -> pl.DataFrame:
+    """As `_swept`, for torn rows: each row is an entity of its own, with the events that count for it."""
+    log = log[np.argsort(log.entities, kind="stable")]
+    first = np.searchsorted(log.entities, entities)
+    counts = np.searchsorted(log.entities, entities, side="right") - first
+    batches = np.cumsum(counts) // _COPIES
+    found = []
+    for batch in np.unique(batches):
+        rows = np.flatnonzero(batches == batch)
+        owner = np.repeat(np.arange(len(rows)), counts[rows])
+        starts = np.cumsum(counts[rows]) - counts[rows]
+        source = np.arange(len(owner)) - np.repeat(starts - first[rows], counts[rows])
+        at = times[rows][owner]
+        counted = (log.values[source] <= at) & (log.times[source] >= _oldest(plan, at))
+        own = dataclasses.replace(log[source[counted]], entities=owner[counted])
+        found.append(_swept(plan, own, np.arange(len(rows)), times[rows], np.arange(len(rows))))
+    return pl.concat(found)
+
+
+def _oldest(plan: Plan, times: Ints) -> Ints:
+    """The oldest event time that any window can cover as of each time."""
+    oldest = times
+    for row in plan.tracks:
+        if row[layout.KEEP] == ENDLESS or row[layout.KIND] == layout.SESSIONS:
+            return np.full(len(times), _NEVER)
+        oldest = np.minimum(oldest, (times - row[layout.KEEP] + 1) // row[layout.HOP] * row[layout.HOP])
+    return oldest
+
+
+def _no_features(view: View) -> pl.DataFrame:
+    return pl.DataFrame(
+        schema={"_effective": pl.Int64, **{name: FEATURE_TYPES[kind] for name, kind in view.outputs.items()}}
+    )
