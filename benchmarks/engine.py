@@ -82,7 +82,7 @@ _AGGREGATES = (
 
 
 def with_polars(frame: pl.DataFrame) -> list[pl.DataFrame]:
-    timed = frame.select("card", "amount", pl.col("at").cast(pl.Datetime("ms")))
+    timed = _timed(frame)
     return [timed.rolling("at", period=period, group_by="card").agg(*_AGGREGATES) for period in PERIODS]
 
 
@@ -95,20 +95,44 @@ def asof_with_polars(frame: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     return asked
 
 
-def with_duckdb(frame: pl.DataFrame) -> pa.Table:
-    connection = duckdb.connect(config={"threads": 1})
-    connection.register("events", frame.select("card", "amount", pl.col("at").cast(pl.Datetime("ms"))).to_arrow())
-    seconds = {"5m": 300, "1h": 3_600, "1d": 86_400}
+def _windows_in_sql() -> str:
+    """A query of each event's card and time, and its features."""
     parts: list[str] = []
     windows = []
-    for period in PERIODS:
+    for period, seconds in zip(PERIODS, (300, 3_600, 86_400), strict=True):
         functions = ("count(*)", "sum(amount)", "min(amount)", "max(amount)", "stddev_samp(amount)")
         parts += [f"{function} over w{period} as c{len(parts) + i}" for i, function in enumerate(functions)]
-        before = f"interval {seconds[period] * 1_000 - 1} milliseconds"
+        before = f"interval {seconds * 1_000 - 1} milliseconds"
         windows.append(
             f'w{period} as (partition by card order by "at" range between {before} preceding and current row)'
         )
-    return connection.sql(f"select {', '.join(parts)} from events window {', '.join(windows)}").to_arrow_table()
+    return f'select card, "at", {", ".join(parts)} from events window {", ".join(windows)}'
+
+
+def _duckdb(**frames: pl.DataFrame) -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(config={"threads": 1})
+    for name, frame in frames.items():
+        connection.register(name, frame.to_arrow())
+    return connection
+
+
+def _timed(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select("card", "amount", pl.col("at").cast(pl.Datetime("ms")))
+
+
+def with_duckdb(frame: pl.DataFrame) -> pa.Table:
+    return _duckdb(events=_timed(frame)).sql(_windows_in_sql()).to_arrow_table()
+
+
+def asof_with_duckdb(frame: pl.DataFrame, rows: pl.DataFrame) -> pa.Table:
+    """As feature stores do: features after every event are computed first, then joined as of each row's time."""
+    asked = rows.select("card", pl.col("_time").cast(pl.Datetime("ms")).alias("at"))
+    query = f"""
+        select asked.card, asked."at", features.* exclude (card, "at")
+        from asked asof left join ({_windows_in_sql()}) as features
+        on asked.card = features.card and asked."at" >= features."at"
+    """
+    return _duckdb(events=_timed(frame), asked=asked).sql(query).to_arrow_table()
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -166,7 +190,15 @@ def measure(count: int = 1_000_000, runs: int = RUNS) -> dict[str, float]:
         },
         runs,
     )
-    few = in_turn({"tiled": lambda: after_each(TILED, frame), "DuckDB": lambda: with_duckdb(frame)}, 1)
+    few = in_turn(
+        {
+            "tiled": lambda: after_each(TILED, frame),
+            "DuckDB": lambda: with_duckdb(frame),
+            "at rows": lambda: at_rows(TILED, frame, rows.select("card", "_time")),
+            "DuckDB as of": lambda: asof_with_duckdb(frame, rows),
+        },
+        1,
+    )
     first, second = _starts()
     return {
         "events/s, tiled windows": count / statistics.median(found["tiled"]),
@@ -179,6 +211,7 @@ def measure(count: int = 1_000_000, runs: int = RUNS) -> dict[str, float]:
         "tiled, times DuckDB's range windows": few["DuckDB"][0] / few["tiled"][0],
         "time of exact over tiled": ratio(found, "exact", "tiled"),
         "at 200,000 rows, times Polars' as-of join": ratio(found, "Polars as of", "at rows"),
+        "the same, times DuckDB's as-of join": few["DuckDB as of"][0] / few["at rows"][0],
         "time of 4 times the events": ratio(found, "tiled", "a quarter"),
         "time of 100,000 keys over 1,000": ratio(found, "tiled", "few keys"),
         "s to compile the kernel": first,
