@@ -7,7 +7,6 @@ what a caller sees: from before an event is handed to a producer until an answer
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,8 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from benchmarks import peers
+from benchmarks.load import load
+from benchmarks.quotas import quota, why_no_quota
 from benchmarks.rig import Rig, cores, described, on, rig
-from benchmarks.work import KEY, PARTITIONS, TOPIC, VARIANTS, arrow_records, frames, live
+from benchmarks.work import KEY, MANY_CARDS, PARTITIONS, TOPIC, VARIANTS, arrow_records, frames
 from featurestore.errors import UnavailableError
 from onceflow.children import free_port
 from onceflow.processes import Command
@@ -35,6 +36,8 @@ LOAD = 500_000
 """Events a second of which freshness is measured at a share, where a worker reaches them."""
 CALM_RATE, CALM_SECONDS = 1_000, 10.0
 PATIENCE_SECONDS = 60.0
+SHARE = 0.4
+"""Of a core, what a worker gets where two must share one, and the servers have the other."""
 REPLAY = ("worker", "--mode", "replay")
 
 
@@ -109,11 +112,12 @@ def have_begun(ports: Sequence[int]) -> bool:
     return all(shares) and sum(shares) == PARTITIONS
 
 
-def group_rate(workers: int, events: int) -> float:
+def group_rate(workers: int, events: int, share: float = 0.0) -> float:
     """Events a second of workers that share a topic, from when they find it filled until no event is left.
 
-    They run live, for in a replay without end a partition that is at its end holds up the others; and they stand still
-    while the topic is filled, so that they begin together, with all there is.
+    Each has a core of its own, or where a `share` is given so much of the last core, which leaves another to the
+    servers. They run live, for in a replay without end a partition that is at its end holds up the others; and they
+    stand still while the topic is filled, so that they begin together, with all there is.
     """
     ports = [free_port() for _ in range(workers)]
     with rig() as place, place.redis() as redis, ExitStack() as stack:
@@ -121,12 +125,15 @@ def group_rate(workers: int, events: int) -> float:
         members = []
         for number, port in enumerate(ports):
             name, settings = f"member-{number}", dict[str, Any](group="several", session_timeout_ms=120_000)
-            member = place.run(redis, name, "worker", core=-1 - number, metrics_port=port, **settings)
+            core = -1 if share else -1 - number
+            member = place.run(redis, name, "worker", core=core, metrics_port=port, **settings)
             members.append(stack.enter_context(member))
         awaited(lambda: have_begun(ports), f"the start of {workers} workers")
         processes = [process_of(member) for member in members]
         for process in processes:
             process.suspend()
+            if share:
+                stack.enter_context(quota(process.pid, share))
         fill(place, events)
         for process in processes:
             process.resume()
@@ -160,21 +167,6 @@ def ready(client: httpx.Client, *commands: Command) -> bool:
         return False
 
 
-@contextmanager
-def load(place: Rig, rate: float) -> Iterator[None]:
-    """Send events of now at this rate, from a thread, until the block ends."""
-    over = threading.Event()
-    events = live(rate, float("inf"), over.is_set)
-    arguments = (place.kafka, TOPIC, events, [KEY], PARTITIONS)
-    thread = threading.Thread(target=produce_frames, args=arguments, kwargs={"timestamps": "ts"})
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 def probe(producer: Producer, client: httpx.Client, card: str) -> float:
     """Milliseconds until a card's first event can be read."""
     body = {"features": ["card_spend:n_5m"], "entities": {KEY: [card]}}
@@ -193,12 +185,12 @@ def freshness(place: Rig, rate: float, probes: int, calm_seconds: float) -> dict
     with place.redis() as redis, serving(place, redis) as (worker, client):
         for number in range(20):  # while the kernel is loaded and connections are made
             probe(producer, client, f"warm-{number}")
-        with load(place, rate):
+        with load(place.kafka, TOPIC, rate, PARTITIONS):
             ages: list[float] = []
             deadline = time.monotonic() + PATIENCE_SECONDS
             while len(ages) < probes and time.monotonic() < deadline:
                 ages.append(probe(producer, client, f"probe-{len(ages)}"))
-        with load(place, CALM_RATE):
+        with load(place.kafka, TOPIC, CALM_RATE, PARTITIONS):
             before = sum(worker.cpu_times()[:2])
             time.sleep(calm_seconds)
             spent = sum(worker.cpu_times()[:2]) - before
@@ -210,8 +202,8 @@ def freshness(place: Rig, rate: float, probes: int, calm_seconds: float) -> dict
 
 
 def memory(place: Rig, events: int) -> list[tuple[int, float]]:
-    """The memory of a worker (MB) as it replays many events, at each tenth of them."""
-    fill(place, events)
+    """The memory of a worker (MB) as it replays many events of many cards, at each tenth of them."""
+    fill(place, events, "many")
     port, seen = free_port(), [(0, 0.0)]
     with place.redis() as redis, place.run(redis, "long", *REPLAY, "--until-end", metrics_port=port) as worker:
         while not worker.ended:
@@ -240,6 +232,22 @@ def tell_rates(variant: str, results: list[dict[str, Any]]) -> float:
     for stage in first["seconds"]:
         say(stage, statistics.median(result["seconds"][stage] for result in results), "s")
     return wall
+
+
+def tell_scale(events: int, runs: int) -> None:
+    """Print what two workers do of what one does: with a core each, and with a part of one core each."""
+
+    def scale(share: float = 0.0) -> float:
+        one, two = (statistics.median(group_rate(workers, events, share) for _ in range(runs)) for workers in (1, 2))
+        return two / one
+
+    say("two workers in a group, of one", scale())
+    if len(cores()) < 3:
+        print("  (of two workers on this machine, one shares its core with the servers)")
+    if why := why_no_quota():
+        print(f"  two workers of a part of a core each: not measured: {why}")
+    else:
+        say(f"two workers of {SHARE} of a core each, of one", scale(SHARE))
 
 
 def tell_freshness(rate: float, probes: int, calm_seconds: float) -> None:
@@ -288,12 +296,10 @@ def main(
     rates = {variant: tell_rates(variant, replays(variant, events, runs)) for variant in VARIANTS}
     plain = rates["cents"]
     say("rate with a hot card, of plain", rates["hot"] / plain)
-    one, two = (statistics.median(group_rate(workers, events) for _ in range(runs)) for workers in (1, 2))
-    say("two workers in a group, of one", two / one)
-    if len(cores()) < 3:
-        print("  (of two workers on this machine, one shares its core with the servers)")
+    tell_scale(events, runs)
     tell_freshness(share * min(plain, LOAD), probes, calm_seconds)
     if long:
+        print(f"memory of a worker that replays {long:,} events, each fourth of the next of {MANY_CARDS:,} cards")
         with rig() as place:
             for done, used in memory(place, long):
                 say(f"memory after {done:,} events", used, "MB")

@@ -6,8 +6,7 @@ are. Variants make one thing harder each. Seeded, so that two runs get the same 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from zlib import crc32
 
 import numpy as np
@@ -19,6 +18,7 @@ TOPIC = "payments"
 KEY = "card_id"
 PARTITIONS = 4
 CARDS = 100_000
+MANY_CARDS = 10_000_000
 STEP_MS = 10
 START = 1_700_000_000_000
 COUNTRIES = ("DE", "FR", "US", "JP", "BR", "IN", "NG", "SE")
@@ -50,15 +50,18 @@ def frame(rng: np.random.Generator, at: Ints, variant: str = "cents", cards: int
     card = zipf(rng, count, cards)
     if variant == "hot":
         card[rng.random(count) < 0.9] = 0
+    if variant == "many":  # each fourth event is of the next of all cards
+        number = (at - START) // STEP_MS
+        card = np.where(number % 4, card, number // 4 % MANY_CARDS)
     amount = rng.lognormal(3, 1, count)
-    number = pl.Series("merchant", rng.integers(0, 10_000, count))
+    merchant = pl.Series("merchant", rng.integers(0, 10_000, count))
     template = 'shop "Café\\Größe" {} 東京' if variant == "texts" else "merchant-{}"
     country = np.array(COUNTRIES)[rng.integers(0, len(COUNTRIES), count)]
-    columns = {"card": card, "amount": amount if variant == "digits" else amount.round(2), "number": number}
+    columns = {"card": card, "amount": amount if variant == "digits" else amount.round(2), "merchant": merchant}
     return pl.DataFrame({**columns, "country": country, "ts": at}).select(
         pl.format("card-{}", pl.col("card").cast(pl.String).str.zfill(10)).alias(KEY),
         "amount",
-        pl.format(template, pl.col("number").cast(pl.String).str.zfill(5)).alias("merchant"),
+        pl.format(template, pl.col("merchant").cast(pl.String).str.zfill(5)).alias("merchant"),
         "country",
         "ts",
     )
@@ -85,15 +88,3 @@ def arrow_records(events: pl.DataFrame, partitions: int) -> Iterator[tuple[int, 
                 writer.write_table(part)
             made.append((place, sink.getvalue().to_pybytes(), part["ts"][-1].as_py()))
     yield from sorted(made, key=lambda record: record[2])
-
-
-def live(rate: float, seconds: float, ended: Callable[[], bool], seed: int = 1) -> Iterator[pl.DataFrame]:
-    """Events of now, `rate` a second, a slice each 50 ms, until the time is over or `ended` says so."""
-    rng = np.random.default_rng(seed)
-    begun, sent = time.time(), 0
-    while (elapsed := time.time() - begun) < seconds and not ended():
-        due = int(rate * elapsed)
-        if due > sent:
-            yield frame(rng, np.full(due - sent, int(time.time() * 1000)))
-            sent = due
-        time.sleep(0.05)

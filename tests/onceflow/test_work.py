@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.work import KEY, START, VARIANTS, arrow_records, frames, live
+from benchmarks.work import KEY, START, VARIANTS, arrow_records, frames
 from benchmarks.work_views import card_spend, payments
 from featurestore.decoding import decode_json
 from featurestore.formats import decode
@@ -60,6 +60,7 @@ def test_amounts_are_in_cents_or_need_all_digits():
     assert round(digits, 8) != digits
 
 
-def test_live_events_come_until_told_to_end():
-    slices = list(live(1_000, 10.0, iter([False, False, False, True]).__next__))
-    assert 0 < len(slices) <= 3
+def test_of_many_cards_each_fourth_event_has_the_next():
+    numbers = np.array([int(card.removeprefix("card-")) for card in made("many", 8_000)[KEY]])
+    assert list(numbers[::4]) == list(range(2_000))
+    assert np.mean(numbers[1::4] == 0) > 0.1
