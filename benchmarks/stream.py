@@ -252,8 +252,8 @@ def tell_scale(events: int, runs: int) -> None:
     """Print what two workers do of what one does: with a core each, and with a part of one core each."""
 
     def scale(share: float = 0.0) -> float:
-        one, two = (statistics.median(group_rate(workers, events, share) for _ in range(runs)) for workers in (1, 2))
-        return two / one
+        """The median of ratios, each of two measurements that follow each other."""
+        return statistics.median(group_rate(2, events, share) / group_rate(1, events, share) for _ in range(runs))
 
     say("two workers in a group, of one", scale())
     if len(cores()) < 3:
