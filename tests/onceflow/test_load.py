@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
 import time
 
 import numpy as np
@@ -15,6 +17,8 @@ from confluent_kafka import Consumer
 from benchmarks.load import batches, load, prepared
 from benchmarks.quotas import quota, why_no_quota
 from benchmarks.work import KEY, PARTITIONS, frame
+from featurestore.errors import UnavailableError
+from onceflow import embedded
 
 NOW_MS = 1_812_345_678_901
 
@@ -55,6 +59,18 @@ def test_a_load_comes_at_its_rate(kafka):
     times = [json.loads(message.value())["ts"] for message in found]
     assert max(times) <= time.time() * 1_000
     assert max(times) - min(times) >= 1_000
+
+
+def kill_under_load(broker):
+    with load(broker.address, "load", 500.0, 2):
+        time.sleep(0.5)
+        os.kill(broker.pid, signal.SIGKILL)
+        time.sleep(1)
+
+
+def test_a_load_that_nobody_takes_is_an_error():
+    with embedded.kafka() as broker, pytest.raises(UnavailableError, match="does not take the load"):
+        kill_under_load(broker)
 
 
 def spin():
