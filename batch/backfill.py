@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch.events import chunks, logs_of, partitions_of
-from batch.sweeps import features_at, places, seen
+from batch.sweeps import Log, features_at, places, seen
 from featurestore import kernel
 from featurestore.align import Chunk
 from featurestore.definitions import View
@@ -88,9 +88,9 @@ def at_rows(
         )
     count, event_codes, row_codes = _numbered(view, accepted, asked)
     entities, instants, place = _distinct(row_codes, times)
-    values = accepted["_time" if mode == "event_time" else "_timestamp"].to_numpy()
-    log = seen(accepted.select("_partition", "_time", *plan.columns), event_codes, values, entities, instants, count)
-    return rows.hstack(features_at(plan, log, entities, instants, place))
+    column = "_time" if mode == "event_time" else "_timestamp"
+    log = Log(accepted.select("_partition", "_time", "_timestamp", *plan.columns), event_codes, column)
+    return rows.hstack(features_at(plan, seen(log, entities, instants, count), entities, instants, place))
 
 
 def time_column(view: View, rows: pl.DataFrame) -> str:

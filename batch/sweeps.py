@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from batch.events import partitions_of
 from featurestore import kernel
 from featurestore.definitions import View
-from featurestore.engine import NO_ENTITY, ViewState, nested
+from featurestore.engine import NO_ENTITY, ViewState, nested, unwritten
 from featurestore.expressions import FEATURE_TYPES
-from featurestore.frames import feature_frame, lane_values
-from featurestore.growing import matrix
-from featurestore.kernel import Inputs, Results, Steps, layout
+from featurestore.frames import feature_frame, inputs_of, lane_values
+from featurestore.kernel import Results, Steps, layout
 from featurestore.planned import Plan
-from featurestore.texts import Texts
 from featurestore.times import ENDLESS
 from featurestore.values import frozen
 
@@ -41,14 +39,14 @@ _COPIES = 2_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """Events in offset order by partition, the entity of each, and the time at which each begins to count.
+    """Events in offset order by partition, the entity of each, and the column of the time from which each counts.
 
     Those that no row sees are of NO_ENTITY.
     """
 
     events: pl.DataFrame
     entities: Ints
-    values: Ints
+    column: str
 
     @cached_property
     def partitions(self) -> NDArray[np.int32]:
@@ -56,9 +54,14 @@ class Log:
         return self.events["_partition"].to_numpy()
 
     @cached_property
+    def values(self) -> Ints:
+        """The time from which each counts."""
+        return self.events[self.column].to_numpy()
+
+    @cached_property
     def times(self) -> Ints:
         """The event time of each."""
-        return self.events["_time"].to_numpy()
+        return self.values if self.column == "_time" else self.events["_time"].to_numpy()
 
     @cached_property
     def keys(self) -> Ints:
@@ -69,18 +72,15 @@ class Log:
         return frame.select(pl.col("v").cum_max().over("e", "p")).to_series().to_numpy()
 
     def __getitem__(self, rows: Ints) -> Log:
-        return Log(self.events[rows], self.entities[rows], self.values[rows])
+        return Log(self.events[rows], self.entities[rows], self.column)
 
 
-def seen(events: pl.DataFrame, entities: Ints, values: Ints, asked: Ints, times: Ints, count: int) -> Log:
-    """The log of events, given the entity (below `count`) and the value of each, for rows in order of entity and time.
-
-    The rows ask for the entities `asked` at `times`.
-    """
+def seen(log: Log, asked: Ints, times: Ints, count: int) -> Log:
+    """The log, of entities below `count`, as rows see it that ask for entities at times, in order of both."""
     last = np.full(count + 1, _NEVER)  # when each entity is asked for the last time; at the end, NO_ENTITY
     last[asked] = times
     last[NO_ENTITY] = _NEVER
-    return Log(events, np.where(values <= last[entities], entities, NO_ENTITY), values)
+    return dataclasses.replace(log, entities=np.where(log.values <= last[log.entities], log.entities, NO_ENTITY))
 
 
 def places(entities: Ints, keys: Ints, least: int = 0) -> tuple[Ints, Ints]:
@@ -144,53 +144,37 @@ def _read(state: ViewState, log: Log, entities: Ints, times: Ints, place: Ints) 
     """The results of the rows."""
     plan, (to, ends) = state.plan, places(log.entities, log.keys)
     owners = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-    moved_keys, moved_times, partitions = (
-        _moved(each, to, len(owners)) for each in (log.keys, log.times, log.partitions)
-    )
-    inputs = _inputs(plan, log, to, len(owners), state.texts)
+    keys, partitions = _moved(log.keys, to, len(owners)), _moved(log.partitions, to, len(owners))
+    moved_times = keys if log.keys is log.times else _moved(log.times, to, len(owners))
+    lanes = (lane_values(lane, log.events, state.texts) for lane in plan.lanes)
+    inputs = inputs_of(plan, len(owners), ([_moved(each, to, len(owners)) for each in lane] for lane in lanes))
     items, lists = [], nested(plan)
-    distinct = _results(len(plan.outputs), len(entities))
+    distinct = unwritten(len(plan.outputs), len(entities))
     total = len(owners) + len(entities)
     room = Steps(*(np.empty(min(_SWEPT, total), np.int64) for _ in Steps._fields))
     reads = np.empty(min(_SWEPT, total), np.int64)
     event = row = begin = 0
     while event + row < total:
         steps = Steps(*(each[: total - event - row] for each in room))
-        given = (owners, moved_keys, partitions, moved_times, entities, times)
+        given = (owners, keys, partitions, moved_times, entities, times)
         asked = kernel.next_steps(*given, event, row, steps, reads)
         made = state.run(steps, inputs, emit=False)
         made.words[lists] += begin
         kernel.take_steps(made, reads[:asked], distinct, row)
         items.append(made.items.copy())
         event, row, begin = event + len(steps.row) - asked, row + asked, begin + len(made.items)
-    out = _results(len(plan.outputs), len(place))
+    out = unwritten(len(plan.outputs), len(place))
     kernel.take_steps(distinct, place, out, 0)
     return out._replace(items=np.concatenate(items))
 
 
-def _moved(values: NDArray[Any], to: Ints, count: int) -> NDArray[Any]:
-    """The values at their places in the sweep."""
+def _moved(values: Any, to: Ints, count: int) -> Any:  # noqa: ANN401
+    """The values at their places in the sweep; a single one stays as it is."""
+    if not isinstance(values, np.ndarray):
+        return values
     out = np.empty(count, values.dtype)
     kernel.put(frozen(values), to, out)
     return out
-
-
-def _inputs(plan: Plan, log: Log, to: Ints, count: int, texts: Texts) -> Inputs:
-    """The inputs of the sweep's events."""
-    words, valid = matrix(len(plan.lanes), count, np.int64), matrix(len(plan.lanes), count, np.bool_)
-    reals = words.view(np.float64)
-    for i, lane in enumerate(plan.lanes):
-        values, there = lane_values(lane, log.events, texts)
-        for given, out in ((values, reals if lane.is_real else words), (there, valid)):
-            out[i] = _moved(given, to, count) if isinstance(given, np.ndarray) else given
-    return Inputs(words, reals, valid)
-
-
-def _results(outputs: int, rows: int) -> Results:
-    """Room for the results of rows."""
-    words, valid = matrix(outputs, rows, np.int64), matrix(outputs, rows, np.bool_)
-    status, effective = np.zeros(rows, np.int8), np.empty(rows, np.int64)
-    return Results(words, words.view(np.float64), valid, effective, status, np.zeros(0, np.int64))
 
 
 def _copied(plan: Plan, log: Log, entities: Ints, times: Ints) -> pl.DataFrame:

@@ -144,11 +144,9 @@ class ViewState:
         Without it, the results of steps that fold are not to be looked at, but for their status.
         """
         outputs, count = len(self.plan.outputs), len(steps.row)
-        words, valid = matrix(outputs, count, np.int64), matrix(outputs, count, np.bool_)
-        effective = matrix(1, count, np.int64)[0]
-        valid[:], effective[:] = True, 0
         items = np.zeros(1 + ITEMS * count if self.plan.bags else 1, np.int64)
-        results = Results(words, words.view(np.float64), valid, effective, np.zeros(count, np.int8), items)
+        results = unwritten(outputs, count)._replace(items=items)
+        results.valid[:], results.effective[:] = True, 0
         # Numba compiles anew for arrays that it may not write to, as Polars gives them.
         steps = Steps(*(np.require(array, np.int64, ["C", "W"]) for array in steps))
         kernel.sort_out(self._words, steps, results, emit)
@@ -290,6 +288,13 @@ def words_of(blob: bytes | memoryview) -> NDArray[np.int64]:
     """The words of a stored state, not squeezed any more; none where it is damaged."""
     whole = np.frombuffer(blob[: len(blob) // 8 * 8], np.int64)
     return frozen(kernel.expanded(whole if 8 * len(whole) == len(blob) else whole[:0]))
+
+
+def unwritten(outputs: int, count: int) -> Results:
+    """Room for the results of so many steps, without lists and maps: but for the status they may be any."""
+    words, valid = matrix(outputs, count, np.int64), matrix(outputs, count, np.bool_)
+    effective, status = matrix(1, count, np.int64)[0], np.zeros(count, np.int8)
+    return Results(words, words.view(np.float64), valid, effective, status, np.zeros(0, np.int64))
 
 
 def nested(plan: Plan) -> NDArray[np.bool_]:

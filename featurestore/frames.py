@@ -6,7 +6,7 @@ An event frame has the source's columns (derived ones too) and four of its own: 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,11 +66,15 @@ def lane_inputs(plan: Plan, frame: pl.DataFrame, texts: Texts) -> Inputs:
 
     Texts that the view keeps are known to `texts` from then on.
     """
-    words, valid = matrix(len(plan.lanes), len(frame), np.int64), matrix(len(plan.lanes), len(frame), np.bool_)
+    return inputs_of(plan, len(frame), (lane_values(lane, frame, texts) for lane in plan.lanes))
+
+
+def inputs_of(plan: Plan, count: int, lanes: Iterable[Sequence[Any]]) -> Inputs:
+    """The inputs of `count` events, given by lane as `lane_values` does."""
+    words, valid = matrix(len(plan.lanes), count, np.int64), matrix(len(plan.lanes), count, np.bool_)
     reals = words.view(np.float64)
-    for i, lane in enumerate(plan.lanes):
-        values, valid[i] = lane_values(lane, frame, texts)
-        (reals if lane.is_real else words)[i] = values
+    for i, (lane, (values, there)) in enumerate(zip(plan.lanes, lanes, strict=True)):
+        (reals if lane.is_real else words)[i], valid[i] = values, there
     return Inputs(words, reals, valid)
 
 
