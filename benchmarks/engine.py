@@ -88,7 +88,7 @@ def with_polars(frame: pl.DataFrame) -> list[pl.DataFrame]:
 
 def asof_with_polars(frame: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """As feature stores do: features after every event are computed first, then joined as of each row's time."""
-    asked = rows.select("card", pl.col("_time").cast(pl.Datetime("ms")).alias("at"))
+    asked = _asked(rows)
     for period, features in zip(PERIODS, with_polars(frame), strict=True):
         ready = features.sort("at").rename({name: f"{name}_{period}" for name in ("n", "total", "low", "high", "std")})
         asked = asked.join_asof(ready, on="at", by="card", check_sortedness=False)
@@ -120,19 +120,22 @@ def _timed(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.select("card", "amount", pl.col("at").cast(pl.Datetime("ms")))
 
 
+def _asked(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select("card", pl.col("_time").cast(pl.Datetime("ms")).alias("at"))
+
+
 def with_duckdb(frame: pl.DataFrame) -> pa.Table:
     return _duckdb(events=_timed(frame)).sql(_windows_in_sql()).to_arrow_table()
 
 
 def asof_with_duckdb(frame: pl.DataFrame, rows: pl.DataFrame) -> pa.Table:
     """As feature stores do: features after every event are computed first, then joined as of each row's time."""
-    asked = rows.select("card", pl.col("_time").cast(pl.Datetime("ms")).alias("at"))
     query = f"""
         select asked.card, asked."at", features.* exclude (card, "at")
         from asked asof left join ({_windows_in_sql()}) as features
         on asked.card = features.card and asked."at" >= features."at"
     """
-    return _duckdb(events=_timed(frame), asked=asked).sql(query).to_arrow_table()
+    return _duckdb(events=_timed(frame), asked=_asked(rows)).sql(query).to_arrow_table()
 
 
 def seconds_of(work: Callable[[], object]) -> float:

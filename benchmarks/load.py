@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from zlib import crc32
 
 import numpy as np
 import polars as pl
@@ -28,7 +27,7 @@ from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 from numpy.typing import NDArray
 
-from benchmarks.work import KEY, frame
+from benchmarks.work import KEY, by_partition, frame
 from featurestore.errors import UnavailableError
 from onceflow.produce import encode, ensure_topics
 
@@ -61,17 +60,14 @@ class Batch:
 
 def batches(events: pl.DataFrame, partitions: int) -> list[Batch]:
     """The events, all of one time of thirteen digits, as a record batch for each partition that has some."""
-    builders: dict[int, DefaultRecordBatchBuilder] = {}
-    counts: dict[int, int] = {}
-    for card, value in zip(events[KEY].to_list(), encode(events), strict=True):
-        place = crc32(card.encode()) % partitions
-        if place not in builders:
-            builders[place] = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, _BATCH_BYTES)
-        count = counts[place] = counts.get(place, -1) + 1
-        if builders[place].append(count, 0, card.encode(), value, []) is None:
-            raise ValueError("so many events do not fit into a record batch: prepare fewer for each tick")
     made = []
-    for place, builder in builders.items():
+    for place, mine in by_partition(events, partitions):
+        if not len(mine):
+            continue
+        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, _BATCH_BYTES)
+        for count, (card, value) in enumerate(zip(mine[KEY].to_list(), encode(mine), strict=True)):
+            if builder.append(count, 0, card.encode(), value, []) is None:
+                raise ValueError("so many events do not fit into a record batch: prepare fewer for each tick")
         data = bytearray(builder.build())
         starts = [found.end() for found in re.finditer(rb'"ts":', data)]
         digits = np.array(starts)[:, np.newaxis] + np.arange(len(str(_TIME_MS)))

@@ -7,12 +7,13 @@ are. Variants make one thing harder each. Seeded, so that two runs get the same 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+
+from featurestore.partitioners import partition_of
 
 TOPIC = "payments"
 KEY = "card_id"
@@ -75,12 +76,17 @@ def frames(count: int, variant: str = "cents", seed: int = 1) -> Iterator[pl.Dat
         yield frame(rng, START + STEP_MS * numbers, variant)
 
 
+def by_partition(events: pl.DataFrame, partitions: int) -> Iterator[tuple[int, pl.DataFrame]]:
+    """The events of each partition, as librdkafka spreads keys."""
+    places = pl.Series([partition_of("crc32", card.encode(), partitions) for card in events[KEY]])
+    for place in range(partitions):
+        yield place, events.filter(places == place)
+
+
 def arrow_records(events: pl.DataFrame, partitions: int) -> Iterator[tuple[int, bytes, int]]:
     """The events as records of Arrow: partition, value, and the time of the last event, in order of time."""
-    places = np.fromiter((crc32(card.encode()) % partitions for card in events[KEY]), np.int64, len(events))
     made = []
-    for place in range(partitions):
-        mine = events.filter(pl.Series(places == place))
+    for place, mine in by_partition(events, partitions):
         for at in range(0, len(mine), ARROW_ROWS):
             part = mine[at : at + ARROW_ROWS].to_arrow()
             sink = pa.BufferOutputStream()
