@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 
 AGAIN_SECONDS = 0.05
@@ -16,33 +15,59 @@ AGAIN_SECONDS = 0.05
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class _Told(SystemExit):
+    """Ends the process with exit code 0. `gone` is called when nobody has it any more."""
+
+    def __init__(self, gone: Callable[[], None]) -> None:
+        super().__init__(0)
+        self._gone = gone
+
+    def __del__(self) -> None:
+        self._gone()
+
+
+class _Ending:
+    """Raises at a signal, and once more where that came to nothing.
+
+    Python ignores what is raised in a destructor, and compiled modules clear what they do not expect. An error on its
+    way lives until it has left the block, whatever is closed meanwhile: one that dies within was ignored.
+    """
+
+    def __init__(self) -> None:
+        self.within = True
+        self._told = False
+
+    def hear(self, number: int, _: FrameType | None) -> None:
+        """Raise; end the process at once if that is under way."""
+        if self._told:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._told = True
+        raise _Told(self._ignored)  # without a name: its traceback has this frame, which would keep it alive
+
+    def _ignored(self) -> None:
+        self._told = False
+        if self.within:
+            threading.Timer(AGAIN_SECONDS, self._again).start()
+
+    def _again(self) -> None:
+        if self.within:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+
 @contextmanager
 def ends_when_told() -> Iterator[None]:
     """Within the block SIGINT and SIGTERM close what is open and end the process with exit code 0: so it was wanted.
 
     A second signal ends it at once. Who needs more care than an exception gives handles the signals itself.
     """
-    before = {number: signal.signal(number, _end) for number in _SIGNALS}
-    unraisable, sys.unraisablehook = sys.unraisablehook, partial(_end_again, sys.unraisablehook)
+    say, ending = sys.unraisablehook, _Ending()
+    sys.unraisablehook = lambda ignored: None if ignored.exc_type is _Told else say(ignored)
+    before = {number: signal.signal(number, ending.hear) for number in _SIGNALS}
     try:
         yield
     finally:
-        sys.unraisablehook = unraisable
+        ending.within = False
+        sys.unraisablehook = say
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end_again(otherwise: Callable[[sys.UnraisableHookArgs], object], ignored: sys.UnraisableHookArgs) -> None:
-    """End once more, in a moment, where a signal came in a destructor or callback: Python ignores what these raise."""
-    if ignored.exc_type is not SystemExit:
-        otherwise(ignored)
-        return
-    for number in _SIGNALS:
-        signal.signal(number, _end)
-    threading.Timer(AGAIN_SECONDS, signal.pthread_kill, [threading.main_thread().ident, signal.SIGTERM]).start()
-
-
-def _end(_: int, __: FrameType | None) -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    sys.exit(0)

@@ -149,25 +149,60 @@ def test_a_server_under_load_that_is_told_to_stop_ends_well(topic, embedded_pair
     assert set(answers) == {200}
 
 
-TOLD_IN_A_DESTRUCTOR = """
+TOLD = """
 import os, signal, time
 from onceflow.stopping import ends_when_told
 
+def told():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)  # the handler raises here
+
 class Slow:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.5)  # the handler raises here, where Python ignores it
+        told()
 
 with ends_when_told():
+"""
+IN_A_DESTRUCTOR = """
     Slow()
     time.sleep(60)
 """
+WHERE_ALL_IS_CAUGHT = """
+    try:
+        told()
+    except BaseException:
+        pass
+    time.sleep(60)
+"""
+TWICE_WHERE_ALL_IS_CAUGHT = WHERE_ALL_IS_CAUGHT.replace("time.sleep(60)", "") + WHERE_ALL_IS_CAUGHT
+CLOSING_SLOWLY = """
+    try:
+        told()
+    finally:
+        time.sleep(0.5)
+        print("closed")
+"""
+SWALLOWED = [IN_A_DESTRUCTOR, WHERE_ALL_IS_CAUGHT, TWICE_WHERE_ALL_IS_CAUGHT]
 
 
-def test_a_process_that_is_told_to_stop_where_python_ignores_errors_stops_all_the_same():
-    command = [sys.executable, "-c", TOLD_IN_A_DESTRUCTOR]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
+def ended(script):
+    command = [sys.executable, "-c", TOLD + script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("script", SWALLOWED, ids=["destructor", "caught", "caught-twice"])
+def test_a_process_that_is_told_to_stop_where_errors_are_ignored_stops_all_the_same(script):
+    assert ended(script) == (0, "", "")
+
+
+def test_a_process_that_is_told_to_stop_closes_what_is_open_undisturbed():
+    assert ended(CLOSING_SLOWLY) == (0, "closed\n", "")
+
+
+def test_a_process_that_is_told_to_stop_twice_ends_at_once():
+    closing = CLOSING_SLOWLY.replace("time.sleep(0.5)", "told()")
+    assert ended(closing) == (-signal.SIGTERM, "", "")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
