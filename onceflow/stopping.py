@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -52,7 +53,7 @@ class _Ending:
 
     def _again(self) -> None:
         if self.within:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -90,6 +90,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._held: set[TP] = set()
         self._done: dict[TP, int] = {}
         self._starting: asyncio.Future[Mapping[TP, int]] | None = None
+        self._started = False  # whether the app has heard where its partitions start
         self._fetched_at = 0.0
         super().__init__(*args, **options)
 
@@ -107,9 +108,14 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._thread.rejoin()
 
     def resume_flow(self) -> None:
-        """Deliver again, also by a fetch that is under way."""
-        super().resume_flow()
-        self._thread.wake()
+        """Deliver again, also by a fetch that is under way.
+
+        Faust may end one rebalance in the middle of the next, which then has this to do: what came before the app has
+        heard where its partitions start would be lost.
+        """
+        if self._started:
+            super().resume_flow()
+            self._thread.wake()
 
     def fetched_end(self, tp: TP) -> int | None:
         """Return the end of the readable log as the last fetch saw it; None before the first fetch."""
@@ -159,6 +165,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
             if at < first[tp] or (at > end[tp] and at > await self._seen_end(tp, end[tp])):
                 raise lost(tp, at, first[tp], end[tp])
         await self.app.delivery.assigned(begins)
+        self._started = True
         return begins
 
     async def _bounds(self, tps: frozenset[TP]) -> tuple[Mapping[TP, int], Mapping[TP, int]]:
@@ -180,6 +187,8 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait([self._starting])
+        self._started = False
+        self.stop_flow()  # Faust leaves it on where there was nothing to revoke
         await super().on_partitions_revoked(revoked)
         await self._give_away(revoked)
 

@@ -120,7 +120,7 @@ class Worker:
         self._turning = asyncio.Lock()
         self._fenced_at = -FENCED_AGAIN
         self._storing: asyncio.Task[None] | None = None
-        self._overtaken: FencedError | None = None
+        self._overtaken: FencedError | GapError | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -239,7 +239,7 @@ class Worker:
                 self._intake.take(batch, await known_schemas(self.schemas, self.sources[batch.topic], batch))
             elif self.mirror is not None:
                 await self.mirror.take(batch)
-        except FencedError as error:
+        except (FencedError, GapError) as error:
             self._overtaken = error  # for the loop, which has no turn under way when it gives way
         self._wake.set()
 

@@ -12,6 +12,7 @@ import pytest
 from featurestore.errors import FencedError
 from featurestore.online import connect
 from onceflow.runtime import build_worker
+from streams.intake import Intake
 from tests.streams.shop import PARTITIONS, history, logs, produce, shop
 from tests.streams.test_worker import beside
 from tests.streams.working import blobs, in_memory, settings_of, stored, table, work
@@ -31,6 +32,13 @@ def taken(records):
     return [record for record in records if not record.topic.startswith("returns")]
 
 
+def check_states(pair, tag, definitions, flow):
+    found = stored(pair.redis_url, tag)
+    for view in definitions.views.values():
+        for partition in range(PARTITIONS):
+            assert blobs(found, view, partition) == flow.states[view.key].blobs(partition)
+
+
 def test_a_worker_of_a_group_asks_for_its_partitions_again_and_folds_every_event_once(pair, tmp_path):
     tag = secrets.token_hex(4)
     definitions, records = shop(tag), taken(history(tag, 200))
@@ -46,11 +54,33 @@ def test_a_worker_of_a_group_asks_for_its_partitions_again_and_folds_every_event
 
     asyncio.run(beside(worker, settings, ended, 60, alone=False))
     assert worker.stats.events == len(records)
-    flow, _, _ = in_memory(definitions, logs(definitions, records)[0])
-    found = stored(pair.redis_url, tag)
-    for view in definitions.views.values():
-        for partition in range(PARTITIONS):
-            assert blobs(found, view, partition) == flow.states[view.key].blobs(partition)
+    check_states(pair, tag, definitions, in_memory(definitions, logs(definitions, records)[0])[0])
+
+
+def test_a_worker_of_a_group_that_misses_a_batch_reads_it_again(pair, tmp_path, monkeypatch):
+    tag = secrets.token_hex(4)
+    definitions, records = shop(tag), taken(history(tag, 200))
+    settings, third = settings_of(pair, tag, tmp_path, mode="live"), len(records) // 3
+    worker, lost, take = build_worker(definitions, settings), [], Intake.take
+    produce(pair.kafka, tag, records[:third])
+
+    def losing(intake, batch, loads):
+        if worker.stats.events >= third and len(batch) and not lost:
+            lost.append(batch)
+            produce(pair.kafka, tag, records[2 * third :])
+        else:
+            take(intake, batch, loads)
+
+    def ended():
+        if worker.stats.events >= third and not told:
+            told.append(produce(pair.kafka, tag, records[third : 2 * third]))
+        return worker.stats.events >= len(records)
+
+    told = []
+    monkeypatch.setattr(Intake, "take", losing)
+    asyncio.run(beside(worker, settings, ended, 60, alone=False))
+    assert (len(lost), worker.stats.events) == (1, len(records))
+    check_states(pair, tag, definitions, in_memory(definitions, logs(definitions, records)[0])[0])
 
 
 def test_a_worker_whose_files_another_has_taken_further_begins_anew_where_those_end(pair, tmp_path, monkeypatch):
@@ -84,10 +114,8 @@ def test_a_worker_whose_files_another_has_taken_further_begins_anew_where_those_
         kept = table(tmp_path / "events" / topic).select("_partition", "_offset").rows()
         assert kept == [(p, at) for p in range(PARTITIONS) for at in good[topic, p]["_offset"]]
     flow, outputs, _ = in_memory(definitions, good)
-    found = stored(pair.redis_url, tag)
+    check_states(pair, tag, definitions, flow)
     for view in definitions.views.values():
-        for partition in range(PARTITIONS):
-            assert blobs(found, view, partition) == flow.states[view.key].blobs(partition)
         mirrored = table(tmp_path / "features" / view.name)
         assert len(mirrored) == len(outputs[view.key].events)
 

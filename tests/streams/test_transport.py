@@ -100,6 +100,64 @@ def test_a_fetch_from_before_a_rebalance_takes_nothing_that_is_to_come_after_it(
     asyncio.run(main())
 
 
+def test_nothing_is_delivered_before_the_app_has_heard_where_it_starts(embedded_pair, prefix):
+    kafka, topic = embedded_pair.kafka, make_topic(embedded_pair.kafka, f"{prefix}in", 1)
+    apps, early, received = [], [], Received()
+
+    async def positions(_):
+        apps[0].flow_control.resume()  # as the end of one rebalance may do in the middle of the next
+        apps[0].consumer.resume_flow()
+        return {TP(topic, 0): received.next(TP(topic, 0))}
+
+    async def assigned(_):
+        await asyncio.sleep(0.3)
+        early.append(received.count())
+
+    async def main():
+        delivery = Delivery(positions=positions, assigned=assigned)
+        async with running(kafka, f"{prefix}g", [topic], received, delivery=delivery) as app:
+            apps.append(app)
+            produce(kafka, topic, 0, numbered(0, 10))
+            await received.until(lambda: received.count() == 10)
+            app.consumer.hold(TP(topic, 0))
+            produce(kafka, topic, 0, numbered(10, 20))
+            app.consumer.rejoin()
+            await received.until(lambda: received.count() == 20)
+
+    asyncio.run(main())
+    assert early == [0, 10]
+
+
+def test_nothing_is_delivered_to_a_member_that_had_no_partition_before_it_has_heard_where_it_starts(
+    embedded_pair, prefix
+):
+    kafka, topic = embedded_pair.kafka, make_topic(embedded_pair.kafka, f"{prefix}in", 1)
+    early, received = [], Received()
+
+    async def positions(_):
+        return {TP(topic, 0): received.next(TP(topic, 0))}
+
+    async def assigned(starts):
+        await asyncio.sleep(0.3 * len(starts))
+        early.append((len(starts), received.count()))
+
+    async def main():
+        delivery, group = Delivery(positions=positions, assigned=assigned), f"{prefix}g"
+        async with running(kafka, group, [topic], received, delivery=delivery) as one:
+            produce(kafka, topic, 0, numbered(0, 10))
+            await received.until(lambda: received.count() == 10)
+            async with running(kafka, group, [topic], received, delivery=delivery) as two:
+                await received.until(lambda: early[1:])
+                owner = one if one.consumer.assignment() else two
+                owner.consumer.hold(TP(topic, 0))
+                produce(kafka, topic, 0, numbered(10, 20))
+                await owner.stop()
+                await received.until(lambda: received.count() == 20)
+
+    asyncio.run(main())
+    assert early == [(1, 0), (1, 10), (1, 10)]
+
+
 def test_a_restart_goes_on_from_the_stored_positions_and_not_from_what_kafka_has(pair, prefix):
     topic, group = make_topic(pair.kafka, f"{prefix}in", 2), f"{prefix}g"
     for partition in (0, 1):
