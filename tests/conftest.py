@@ -9,16 +9,22 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import tempfile
 import uuid
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from benchmarks.kafka_server import apache_kafka, docker_kafka, docker_runs, why_no_kafka
+from featurestore.files import locked
 from onceflow import embedded
+from tests.faults.kills import Case
+from tests.streams.shop import produce
+from tests.streams.working import own_servers, work
 
 # What DuckDB reports of itself when the interpreter ends would stand below pytest's summary.
 atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
@@ -53,10 +59,23 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
-    """Fetch the broker's jars before the first test, whose time limit is not meant for downloads."""
-    wanted = any({"real_pair", "pair", "kafka"} & set(getattr(item, "fixturenames", ())) for item in session.items)
-    if wanted and not session.config.option.collectonly:
+    """Fetch the broker's jars and compile the kernels before the first test, whose time limit is meant for neither."""
+    if session.config.option.collectonly:
+        return
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if {"real_pair", "pair", "kafka"} & wanted:
         why_no_real_kafka()
+    if SERVERS & wanted:
+        compile_kernels()
+
+
+def compile_kernels():
+    """Have a worker do all that workers do, so that others find what it has compiled."""
+    with locked(Path(tempfile.gettempdir(), f"onceflow-tests-{os.getuid()}")), tempfile.TemporaryDirectory() as folder:
+        case = Case("compiled", orders=20)
+        with own_servers() as pair:
+            produce(pair.kafka, case.tag, case.records)
+            work(case.definitions, case.settings(pair, Path(folder)))
 
 
 def why_no_real_kafka():
