@@ -22,9 +22,6 @@ import pytest
 from benchmarks.kafka_server import apache_kafka, docker_kafka, docker_runs, why_no_kafka
 from featurestore.files import locked
 from onceflow import embedded
-from tests.faults.kills import Case
-from tests.streams.shop import produce
-from tests.streams.working import own_servers, work
 
 # What DuckDB reports of itself when the interpreter ends would stand below pytest's summary.
 atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
@@ -71,11 +68,10 @@ def pytest_collection_finish(session):
 
 def compile_kernels():
     """Have a worker do all that workers do, so that others find what it has compiled."""
+    from tests.faults.kills import Case, undisturbed  # noqa: PLC0415 - tests that need no server need not wait for it
+
     with locked(Path(tempfile.gettempdir(), f"onceflow-tests-{os.getuid()}")), tempfile.TemporaryDirectory() as folder:
-        case = Case("compiled", orders=20)
-        with own_servers() as pair:
-            produce(pair.kafka, case.tag, case.records)
-            work(case.definitions, case.settings(pair, Path(folder)))
+        undisturbed(Case("compiled", orders=20), Path(folder))
 
 
 def why_no_real_kafka():
