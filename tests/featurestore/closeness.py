@@ -63,10 +63,10 @@ def assert_close(got, want, feature, inputs):
 
 
 def assert_shape(got, want, feature, inputs, here):
-    """What divides by a spread says little where the values, as floats, are as good as equal."""
+    """What divides by a spread says little where the values, or their squares, are as good as equal as floats."""
     values = [value[0] if isinstance(value, tuple) else value for value in inputs]
     spread, size = max(values, default=0) - min(values, default=0), max((abs(v) for v in values), default=0)
-    if spread < 1e-5 * size or size > 1e60 or size < 1e-60:
+    if spread < 1e-5 * size or size > 1e60 or any(0 < abs(value) < 1e-60 for value in values):
         return
     assert (got is None) == (want is None), here
     if want is not None:
