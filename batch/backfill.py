@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch.events import chunks, logs_of, partitions_of
-from batch.sweeps import Log, features_at, places, seen
+from batch.sweeps import Log, features_at, moved, places, seen
 from featurestore import kernel
 from featurestore.align import Chunk
 from featurestore.definitions import View
@@ -159,13 +159,10 @@ def _numbered(view: View, events: pl.DataFrame, rows: pl.DataFrame) -> tuple[int
 def _distinct(entities: Ints, times: Ints) -> tuple[Ints, Ints, Ints]:
     """The distinct (entity, time) pairs, and which of them each row is: an airport asks often in one minute."""
     to, _ = places(entities, times, least=NO_ENTITY)
-    order = np.empty(len(to), np.int64)
-    order[to] = np.arange(len(to))
-    new = np.ones(len(order), np.bool_)
-    new[1:] = (np.diff(entities[order]) != 0) | (np.diff(times[order]) != 0)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.cumsum(new) - 1
-    return entities[order][new], times[order][new], place
+    whose, when = (moved(each, to, len(to)) for each in (entities, times))
+    new = np.ones(len(to), np.bool_)
+    new[1:] = (whose[1:] != whose[:-1]) | (when[1:] != when[:-1])
+    return whose[new], when[new], (np.cumsum(new) - 1)[to]
 
 
 def _nothing_after(view: View) -> pl.DataFrame:

@@ -9,6 +9,7 @@ of its entity, made of its own events only.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 from batch.events import partitions_of
 from featurestore import kernel
 from featurestore.definitions import View
-from featurestore.engine import NO_ENTITY, ViewState, nested, unwritten
+from featurestore.engine import NO_ENTITY, ViewState
 from featurestore.expressions import FEATURE_TYPES
 from featurestore.frames import feature_frame, inputs_of, lane_values
+from featurestore.growing import matrix
 from featurestore.kernel import Results, Steps, layout
 from featurestore.planned import Plan
 from featurestore.times import ENDLESS
@@ -30,8 +32,8 @@ from featurestore.values import frozen
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-#: Steps that the kernel is given at a time: what it writes of rows is taken from a processor's cache.
-_SWEPT = 1 << 12
+#: Steps that the kernel is given at a time: it finds them in a processor's cache.
+_SWEPT = 1 << 14
 _NEVER = np.iinfo(np.int64).min
 #: Copies of events that torn rows may need at a time.
 _COPIES = 2_000_000
@@ -79,8 +81,7 @@ def seen(log: Log, asked: Ints, times: Ints, count: int) -> Log:
     """The log, of entities below `count`, as rows see it that ask for entities at times, in order of both."""
     last = np.full(count + 1, _NEVER)  # when each entity is asked for the last time; at the end, NO_ENTITY
     last[asked] = times
-    last[NO_ENTITY] = _NEVER
-    return dataclasses.replace(log, entities=np.where(log.values <= last[log.entities], log.entities, NO_ENTITY))
+    return dataclasses.replace(log, entities=kernel.until_last(log.entities, frozen(log.values), last))
 
 
 def places(entities: Ints, keys: Ints, least: int = 0) -> tuple[Ints, Ints]:
@@ -112,6 +113,8 @@ def features_at(plan: Plan, log: Log, entities: Ints, times: Ints, place: Ints) 
 def _torn(log: Log, entities: Ints, times: Ints) -> Bools:
     """The rows for which an event counts that came after one that does not count yet."""
     keys = log.keys
+    if keys is log.values:
+        return np.zeros(len(times), np.bool_)
     behind = (log.values < keys) & (log.entities != NO_ENTITY)
     out = np.zeros(len(times), np.bool_)
     if not behind.any():
@@ -135,40 +138,53 @@ def _swept(plan: Plan, log: Log, entities: Ints, times: Ints, place: Ints) -> pl
         return _no_features(plan.view)
     count = int(max(log.entities.max(initial=NO_ENTITY), entities.max())) + 1
     state = ViewState(plan, partitions_of(log.events), count)
-    results = _read(state, log, entities, times, place)
+    results = _taken(_read(state, log, entities, times), place)
     effective = pl.Series("_effective", results.effective)
     return pl.DataFrame([effective]).hstack(feature_frame(plan, results, slice(None), state.texts))
 
 
-def _read(state: ViewState, log: Log, entities: Ints, times: Ints, place: Ints) -> Results:
-    """The results of the rows."""
+def _read(state: ViewState, log: Log, entities: Ints, times: Ints) -> Results:
+    """What each of the entities has at its time, a column each."""
     plan, (to, ends) = state.plan, places(log.entities, log.keys)
-    owners = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-    keys, partitions = _moved(log.keys, to, len(owners)), _moved(log.partitions, to, len(owners))
-    moved_times = keys if log.keys is log.times else _moved(log.times, to, len(owners))
+    count = int(ends[-1]) if len(ends) else 0
+    keys = moved(log.keys, to, count)
+    moments = keys if log.keys is log.times else moved(log.times, to, count)
+    partitions = np.zeros(count, np.int32) if state.partitions == 1 else moved(log.partitions, to, count)
     lanes = (lane_values(lane, log.events, state.texts) for lane in plan.lanes)
-    inputs = inputs_of(plan, len(owners), ([_moved(each, to, len(owners)) for each in lane] for lane in lanes))
-    items, lists = [], nested(plan)
-    distinct = unwritten(len(plan.outputs), len(entities))
-    total = len(owners) + len(entities)
+    inputs = inputs_of(plan, count, ([moved(each, to, count) for each in lane] for lane in lanes))
+    results = state.sweep(_parts(ends, keys, partitions, moments, entities, times), inputs, len(entities))
+    nobody = slice(0, _nameless(entities))
+    results.words[:, nobody], results.valid[:, nobody], results.effective[nobody] = 0, False, times[nobody]
+    return results
+
+
+def _parts(
+    ends: Ints, keys: Ints, partitions: NDArray[np.int32], moments: Ints, entities: Ints, times: Ints
+) -> Iterator[Steps]:
+    """The steps of a sweep, a few at a time; what is read goes to the column of its row."""
+    at, total = np.array([0, _nameless(entities), 0]), len(keys) + len(entities)
     room = Steps(*(np.empty(min(_SWEPT, total), np.int64) for _ in Steps._fields))
-    reads = np.empty(min(_SWEPT, total), np.int64)
-    event = row = begin = 0
-    while event + row < total:
-        steps = Steps(*(each[: total - event - row] for each in room))
-        given = (owners, keys, partitions, moved_times, entities, times)
-        asked = kernel.next_steps(*given, event, row, steps, reads)
-        made = state.run(steps, inputs, emit=False)
-        made.words[lists] += begin
-        kernel.take_steps(made, reads[:asked], distinct, row)
-        items.append(made.items.copy())
-        event, row, begin = event + len(steps.row) - asked, row + asked, begin + len(made.items)
-    out = unwritten(len(plan.outputs), len(place))
-    kernel.take_steps(distinct, place, out, 0)
-    return out._replace(items=np.concatenate(items))
+    while left := total - int(at[:2].sum()):
+        steps = Steps(*(each[:left] for each in room))
+        kernel.next_steps(ends, keys, partitions, moments, entities, times, at, steps)
+        yield steps
 
 
-def _moved(values: Any, to: Ints, count: int) -> Any:  # noqa: ANN401
+def _nameless(entities: Ints) -> int:
+    """How many rows there are of NO_ENTITY; they come first."""
+    return int(np.searchsorted(entities, 0))
+
+
+def _taken(results: Results, place: Ints) -> Results:
+    """The results in the columns at `place`."""
+    words, valid = matrix(len(results.words), len(place), np.int64), matrix(len(results.words), len(place), np.bool_)
+    kernel.take(results.words, place, words)
+    kernel.take(results.valid, place, valid)
+    effective = results.effective[place]
+    return results._replace(words=words, reals=words.view(np.float64), valid=valid, effective=effective)
+
+
+def moved(values: Any, to: Ints, count: int) -> Any:  # noqa: ANN401
     """The values at their places in the sweep; a single one stays as it is."""
     if not isinstance(values, np.ndarray):
         return values

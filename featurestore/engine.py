@@ -139,18 +139,41 @@ class ViewState:
         kernel.compact(self._words, self._slots)
 
     def run(self, steps: Steps, inputs: Inputs, *, emit: bool) -> Results:
-        """Do the steps in order: fold events, read entities. With `emit`, features come out after each event too.
+        """Do the steps in order: fold events, read entities (row -1). With `emit`, features come out after events too.
 
-        Without it, the results of steps that fold are not to be looked at, but for their status.
+        What comes of a step is in its column. Without `emit`, that of a step that folds is not to be looked at, but for
+        its status.
         """
-        outputs, count = len(self.plan.outputs), len(steps.row)
-        items = np.zeros(1 + ITEMS * count if self.plan.bags else 1, np.int64)
-        results = unwritten(outputs, count)._replace(items=items)
-        results.valid[:], results.effective[:] = True, 0
+        results = self._room_for(len(steps.row))
         # Numba compiles anew for arrays that it may not write to, as Polars gives them.
         steps = Steps(*(np.require(array, np.int64, ["C", "W"]) for array in steps))
+        if len(reads := np.flatnonzero(steps.row < 0)):
+            steps = steps._replace(row=steps.row.copy())
+            steps.row[reads] = ~reads
         kernel.sort_out(self._words, steps, results, emit)
-        self._words[layout.ITEMS] = 1  # at 0 is what has no entries
+        results = self._done(steps, inputs, results, emit=emit)
+        return results._replace(items=results.items[: self._words[layout.ITEMS]])
+
+    def sweep(self, parts: Iterable[Steps], inputs: Inputs, reads: int) -> Results:
+        """What so many reads found; the steps come in parts. Each event is folded, however old it is."""
+        results = self._room_for(reads)
+        for steps in parts:
+            status = np.full(len(steps.row), layout.PENDING, np.int8)
+            results = self._done(steps, inputs, results._replace(status=status), emit=False)
+        return results._replace(items=results.items[: self._words[layout.ITEMS]])
+
+    def _room_for(self, count: int) -> Results:
+        """Results of so many steps, in which every feature is there until one is not."""
+        outputs = len(self.plan.outputs)
+        words, valid = matrix(outputs, count, np.int64), matrix(outputs, count, np.bool_)
+        effective, status = np.zeros(count, np.int64), np.zeros(count, np.int8)
+        items = np.zeros(1 + ITEMS * count if self.plan.bags else 1, np.int64)
+        valid[:], self._words[layout.ITEMS] = True, 1  # at 0 is what has no entries
+        return Results(words, words.view(np.float64), valid, effective, status, items)
+
+    def _done(self, steps: Steps, inputs: Inputs, results: Results, *, emit: bool) -> Results:
+        """The results, once the steps that are pending are done."""
+        count = len(steps.row)
         following = np.empty((2, min(CHUNK, count)), np.int32)
         for begin in range(0, count, CHUNK):
             end = min(begin + CHUNK, count)
@@ -170,7 +193,7 @@ class ViewState:
             ):
                 self._make_room(int(self._words[layout.WANTED]))
                 results = self._with_room(results)
-        return results._replace(items=results.items[: self._words[layout.ITEMS]])
+        return results
 
     def _with_room(self, results: Results) -> Results:
         """Results with room for the lists that are wanted next."""
@@ -290,21 +313,14 @@ def words_of(blob: bytes | memoryview) -> NDArray[np.int64]:
     return frozen(kernel.expanded(whole if 8 * len(whole) == len(blob) else whole[:0]))
 
 
-def unwritten(outputs: int, count: int) -> Results:
-    """Room for the results of so many steps, without lists and maps: but for the status they may be any."""
-    words, valid = matrix(outputs, count, np.int64), matrix(outputs, count, np.bool_)
-    effective, status = matrix(1, count, np.int64)[0], np.zeros(count, np.int8)
-    return Results(words, words.view(np.float64), valid, effective, status, np.zeros(0, np.int64))
-
-
-def nested(plan: Plan) -> NDArray[np.bool_]:
+def _nested(plan: Plan) -> NDArray[np.bool_]:
     """Which outputs are lists and maps: their words say where in the items each begins."""
     return np.array([feature.type not in TYPES for feature in plan.outputs])
 
 
 def joined(plan: Plan, parts: Sequence[Results]) -> Results:
     """Results one after another, as one: lists and maps begin behind those of the parts before."""
-    begin, lists = 0, nested(plan)
+    begin, lists = 0, _nested(plan)
     for part in parts:
         part.words[lists] += begin
         begin += len(part.items)

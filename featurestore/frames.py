@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from featurestore import kernel
 from featurestore.columns import coded, column_of, present
 from featurestore.definitions import View
 from featurestore.errors import DataError
@@ -24,6 +25,7 @@ from featurestore.keys import encode_entity, encode_strings
 from featurestore.planned import Lane, Plan
 from featurestore.sources import Source
 from featurestore.texts import Texts
+from featurestore.values import frozen
 
 _INT_MAX = np.iinfo(np.int64).max
 # What stands for null while keys are told apart.
@@ -86,7 +88,8 @@ def lane_values(lane: Lane, frame: pl.DataFrame, texts: Texts) -> tuple[NDArray[
         values, valid = coded(frame[lane.column], lane.coding, texts)
     elif lane.is_float:
         values = _floats(frame[lane.column])
-        valid = ~np.isnan(values)
+        there = ~np.isnan(values)
+        valid = True if there.all() else there
     elif lane.column:
         valid = frame[lane.column].is_not_null().to_numpy()
         if frame.schema[lane.column] != pl.String:
@@ -141,10 +144,8 @@ def _numbered_values(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
         values = column.to_numpy()
         low, high = int(values.min()), int(values.max())
         if high - low < 2 * len(values):  # a table by value takes a fourth of the time of hashing
-            places = values - low
-            there = np.zeros(high - low + 1, np.bool_)
-            there[places] = True
-            return (np.cumsum(there) - 1)[places], pl.Series(np.flatnonzero(there) + low)
+            numbers = np.zeros(high - low + 1, np.int64)
+            return kernel.numbers_of(frozen(values), low, numbers), pl.Series(np.flatnonzero(numbers) + low)
     part = column.to_arrow().dictionary_encode()
     return part.indices.to_numpy().astype(np.int64), pl.Series(part.dictionary)
 

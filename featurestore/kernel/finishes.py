@@ -42,46 +42,46 @@ def _write(
     high: int,
     squares: float,
     results: Results,
-    step: int,
+    column: int,
 ) -> None:
     """Write a bundle's outputs; `low` and `high` are the bits of what may be floats."""
     j = words[out + OUTPUT]
     if j >= 0:
-        results.words[j, step] = n
+        results.words[j, column] = n
     j = words[out + OUTPUT + 1]
     if j >= 0:
         if words[out + CODE] == BUNDLE_INT:
-            results.words[j, step] = whole_sum
+            results.words[j, column] = whole_sum
             if wraps != 0:
-                results.valid[j, step] = False
+                results.valid[j, column] = False
         else:
-            results.reals[j, step] = total
+            results.reals[j, column] = total
     j = words[out + OUTPUT + 2]
     if j >= 0:
-        results.reals[j, step] = total / n if n else 0.0
+        results.reals[j, column] = total / n if n else 0.0
         if n == 0:
-            results.valid[j, step] = False
+            results.valid[j, column] = False
     for i in range(2):
         j = words[out + OUTPUT + 3 + i]
         if j >= 0:
-            results.words[j, step] = high if i else low
+            results.words[j, column] = high if i else low
             if n == 0:
-                results.valid[j, step] = False
+                results.valid[j, column] = False
     variance = squares / (n - 1) if n > 1 else 0.0
     j = words[out + OUTPUT + 5]
     if j >= 0:
-        results.reals[j, step] = np.sqrt(variance)
+        results.reals[j, column] = np.sqrt(variance)
         if n < 2:
-            results.valid[j, step] = False
+            results.valid[j, column] = False
     j = words[out + OUTPUT + 6]
     if j >= 0:
-        results.reals[j, step] = variance
+        results.reals[j, column] = variance
         if n < 2:
-            results.valid[j, step] = False
+            results.valid[j, column] = False
 
 
 @inlined
-def finish_bundle(words: Words, reals: Reals, out: int, a: int, b: int, results: Results, step: int) -> None:
+def finish_bundle(words: Words, reals: Reals, out: int, a: int, b: int, results: Results, column: int) -> None:
     """Write the outputs of a STATS primitive at once, from the accumulator at `b`.
 
     Of floats also from what that at `a` (0 for none) and `b` come to, to the bit as `primitives.merge_one` has it.
@@ -94,7 +94,7 @@ def finish_bundle(words: Words, reals: Reals, out: int, a: int, b: int, results:
         n, total, squares, low, high = words[w], reals[w + 1] + reals[w + 2], reals[w + 6], words[w + 3], words[w + 4]
         if whole:
             total = words[w + 1] + words[w + 2] * TWO_TO_64
-        _write(words, out, n, words[w + 1], words[w + 2], total, low, high, squares, results, step)
+        _write(words, out, n, words[w + 1], words[w + 2], total, low, high, squares, results, column)
         return
     total, more = reals[a + 1] + reals[b + 1], reals[a + 2]
     if np.isfinite(total):
@@ -107,66 +107,66 @@ def finish_bundle(words: Words, reals: Reals, out: int, a: int, b: int, results:
     squares = reals[a + 6] + (reals[b + 6] + delta * delta * (na * (nb / n)))
     low = words[b + 3] if reals[b + 3] < reals[a + 3] else words[a + 3]
     high = words[b + 4] if reals[b + 4] > reals[a + 4] else words[a + 4]
-    _write(words, out, n, ZERO, ZERO, total + more, low, high, squares, results, step)
+    _write(words, out, n, ZERO, ZERO, total + more, low, high, squares, results, column)
 
 
 @compiled
-def _bundle_apart(words: Words, reals: Reals, out: int, at: int, results: Results, step: int) -> None:
-    finish_bundle(words, reals, out, ZERO, at, results, step)
+def _bundle_apart(words: Words, reals: Reals, out: int, at: int, results: Results, column: int) -> None:
+    finish_bundle(words, reals, out, ZERO, at, results, column)
 
 
 @compiled
-def finish_out(words: Words, reals: Reals, out: int, at: int, as_of: int, results: Results, step: int) -> None:
-    """Write what row `out` of the outs says of a step, from the accumulator at `at`."""
+def finish_out(words: Words, reals: Reals, out: int, at: int, as_of: int, results: Results, column: int) -> None:
+    """Write what row `out` of the outs says of a column, from the accumulator at `at`."""
     if words[out + CODE] >= BUNDLE_FLOAT:
-        _bundle_apart(words, reals, out, at, results, step)
+        _bundle_apart(words, reals, out, at, results, column)
         return
     j, w, n = words[out + OUTPUT], at + words[out + OUT_WORD], words[at + words[out + OUT_N]]
     code, valid, parameter = words[out + CODE], True, reals[out + OUT_PARAMETER]
     if code == COUNT:
-        results.words[j, step] = n
+        results.words[j, column] = n
     elif code == TOTAL_FLOAT:
-        results.reals[j, step] = reals[w] + reals[w + 1]
+        results.reals[j, column] = reals[w] + reals[w + 1]
     elif code == TOTAL_INT:
         valid = words[w + 1] == 0
-        results.words[j, step] = words[w]
+        results.words[j, column] = words[w]
     elif code == STD:
         valid = n > 1
-        results.reals[j, step] = np.sqrt(reals[w + 1] / (n - 1)) if valid else 0.0
+        results.reals[j, column] = np.sqrt(reals[w + 1] / (n - 1)) if valid else 0.0
     elif code == VAR:
         valid = n > 1
-        results.reals[j, step] = reals[w + 1] / (n - 1) if valid else 0.0
+        results.reals[j, column] = reals[w + 1] / (n - 1) if valid else 0.0
     elif code == RATE_COUNT:
-        results.reals[j, step] = n / parameter
+        results.reals[j, column] = n / parameter
     elif code == RATE_FLOAT:
-        results.reals[j, step] = (reals[w] + reals[w + 1]) / parameter
+        results.reals[j, column] = (reals[w] + reals[w + 1]) / parameter
     elif code == RATE_INT:
         total = words[w] + words[w + 1] * TWO_TO_64
-        results.reals[j, step] = total / parameter
+        results.reals[j, column] = total / parameter
     elif code == DECAYED:
         age = (words[w] - as_of) / parameter
-        results.reals[j, step] = reals[w + 1] * np.exp2(age) if n else 0.0
+        results.reals[j, column] = reals[w + 1] * np.exp2(age) if n else 0.0
     elif n == 0:
         valid = False
-        results.words[j, step] = 0
+        results.words[j, column] = 0
     elif code == VALUE:
-        results.words[j, step] = words[w]
+        results.words[j, column] = words[w]
     elif code == MEAN_FLOAT:
-        results.reals[j, step] = (reals[w] + reals[w + 1]) / n
+        results.reals[j, column] = (reals[w] + reals[w + 1]) / n
     elif code == MEAN_INT:
-        results.reals[j, step] = (words[w] + words[w + 1] * TWO_TO_64) / n
+        results.reals[j, column] = (words[w] + words[w + 1] * TWO_TO_64) / n
     elif code == TIMED_VALUE:
-        results.words[j, step] = words[w + 1]
+        results.words[j, column] = words[w + 1]
     elif code == SINCE:
-        results.words[j, step] = as_of - words[w]
+        results.words[j, column] = as_of - words[w]
     else:
-        valid = _shape(code, w, n, reals, results, j, step)
+        valid = _shape(code, w, n, reals, results, j, column)
     if not valid:
-        results.valid[j, step] = False
+        results.valid[j, column] = False
 
 
 @inlined
-def _shape(code: int, w: int, n: int, reals: Reals, results: Results, j: int, step: int) -> bool:
+def _shape(code: int, w: int, n: int, reals: Reals, results: Results, j: int, column: int) -> bool:
     """Skewness and excess kurtosis of the values themselves (no correction for samples); slope; correlation."""
     value = np.nan
     if code == SKEW:
@@ -177,5 +177,5 @@ def _shape(code: int, w: int, n: int, reals: Reals, results: Results, j: int, st
         value = 1000 * reals[w + 4] / reals[w + 3] if reals[w + 3] > 0 else np.nan  # a second
     elif reals[w + 2] > 0 and reals[w + 3] > 0:
         value = min(max(reals[w + 4] / np.sqrt(reals[w + 2]) / np.sqrt(reals[w + 3]), -1.0), 1.0)
-    results.reals[j, step] = value if np.isfinite(value) else 0.0
+    results.reals[j, column] = value if np.isfinite(value) else 0.0
     return bool(np.isfinite(value))

@@ -68,7 +68,7 @@ def add_record(words: Words, reals: Reals, t: int, at: int, record: int) -> None
     o = words[t + FIRST_OP]
     while o < words[t + END_OP]:
         if mask >> words[o + PLACE] & 1:
-            add_one(words, reals, o, at, time, words, reals, record + 2 + words[o + PLACE], 1)
+            add_one(words, reals, o, at, time, words, reals, record + 2 + words[o + PLACE], ZERO + 1)
         o += OP_WORDS
 
 

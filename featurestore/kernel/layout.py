@@ -111,7 +111,10 @@ CLASS_BITS = 6
 
 
 class Steps(NamedTuple):
-    """What to do, in order: fold event `row` of the inputs, or (row -1) read the entity as of the time."""
+    """What to do, in order: fold event `row` of the inputs, or (row below 0) read the entity as of the time.
+
+    Features of step i, if it folds, are column i of the results; of one that reads, column ~row.
+    """
 
     row: NDArray[np.int64]
     entity: NDArray[np.int64]
@@ -129,11 +132,11 @@ class Inputs(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What came out, by step: feature values (two views of one memory), whether they are there, time, event status."""
+    """What came out: feature values (two views of one memory), whether they are there, as of when; events' status."""
 
-    words: NDArray[np.int64]  # [output, step]
+    words: NDArray[np.int64]  # [output, column]
     reals: NDArray[np.float64]
     valid: NDArray[np.bool_]
-    effective: NDArray[np.int64]
-    status: NDArray[np.int8]
+    effective: NDArray[np.int64]  # [column]
+    status: NDArray[np.int8]  # [step]
     items: NDArray[np.int64]  # lists and maps: how many entries, then these; `words` say where each begins

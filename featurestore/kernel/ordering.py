@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.kernel.layout import Results, Steps, entry
+from featurestore.kernel.bare import bared
+from featurestore.kernel.layout import Steps, entry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,10 +18,42 @@ if TYPE_CHECKING:
 @entry
 def ascends(values: Ints, partitions: NDArray[np.int32]) -> bool:
     """Whether no value is less than the one before it of the same partition."""
+    values, partitions = bared(values), bared(partitions)
     for i in range(1, values.shape[0]):
         if values[i] < values[i - 1] and partitions[i] == partitions[i - 1]:
             return False
     return True
+
+
+@entry
+def numbers_of(values: Ints, low: int, numbers: Ints) -> Ints:
+    """Each value's place among the distinct ones, in their order.
+
+    `numbers` are 0, one for each integer from `low` to the largest value; those that are values are not 0 after it.
+    """
+    out = np.empty(values.shape[0], np.int64)
+    values, numbers, to = bared(values), bared(numbers), bared(out)
+    for i in range(values.shape[0]):
+        numbers[values[i] - low] = 1
+    count = 0
+    for i in range(numbers.shape[0]):
+        if numbers[i]:
+            count += 1
+            numbers[i] = count
+    for i in range(values.shape[0]):
+        to[i] = numbers[values[i] - low] - 1
+    return out
+
+
+@entry
+def until_last(groups: Ints, values: Ints, last: Ints) -> Ints:
+    """The group of each value that is not more than the last of its group; of others -1."""
+    out = np.empty(groups.shape[0], np.int64)
+    groups, values, last, to = bared(groups), bared(values), bared(last), bared(out)
+    for i in range(groups.shape[0]):
+        group = groups[i]
+        to[i] = group if group >= 0 and values[i] <= last[group] else -1
+    return out
 
 
 @entry
@@ -30,23 +63,25 @@ def places_by_group(groups: Ints, least: int, end: int) -> tuple[Ints, Ints]:
     Returned is also where each group ends. It is a counting sort. Values are better written to places than read from
     them: what is written of one group lies together, and is still in a processor's cache when the next one comes.
     """
-    ends = np.zeros(end - least + 1, np.int64)
+    ends, out = np.zeros(end - least + 1, np.int64), np.empty(groups.shape[0], np.int64)
+    groups, at, to = bared(groups), bared(ends), bared(out)
     for i in range(groups.shape[0]):
         if groups[i] >= least:
-            ends[groups[i] - least + 1] += 1
+            at[groups[i] - least + 1] += 1
     for group in range(end - least):
-        ends[group + 1] += ends[group]
-    out = np.full(groups.shape[0], -1)
+        at[group + 1] += at[group]
     for i in range(groups.shape[0]):
+        to[i] = -1
         if groups[i] >= least:
-            out[i] = ends[groups[i] - least]
-            ends[groups[i] - least] += 1
+            to[i] = at[groups[i] - least]
+            at[groups[i] - least] += 1
     return out, ends[:-1]
 
 
 @entry
 def put(values: NDArray[Any], places: Ints, out: NDArray[Any]) -> None:
     """Write each value to its place, if it has one."""
+    values, places, out = bared(values), bared(places), bared(out)
     for i in range(values.shape[0]):
         if places[i] >= 0:
             out[places[i]] = values[i]
@@ -54,47 +89,46 @@ def put(values: NDArray[Any], places: Ints, out: NDArray[Any]) -> None:
 
 @entry
 def next_steps(
-    entities: Ints,
+    ends: Ints,
     keys: Ints,
     partitions: NDArray[np.int32],
     times: Ints,
     asked: Ints,
     instants: Ints,
-    event: int,
-    row: int,
+    at: Ints,
     steps: Steps,
-    reads: Ints,
-) -> int:
+) -> None:
     """Write the next steps of a sweep over events and rows, both by (entity, key), each row after its like.
 
-    Rows ask for entities `asked` at `instants`. The sweep is at the `event`-th event and at this `row`; there are as
-    many more as steps, at least. Which of the steps read is written to `reads`, and returned how many do.
+    `ends` says where each entity's events end. Rows ask for entities `asked` at `instants`; what each finds goes to the
+    column of its number. `at` is where the sweep is: at which event, row and entity. As many are left as steps, at
+    least.
     """
-    count = 0
+    ends, keys, partitions, times, asked = bared(ends), bared(keys), bared(partitions), bared(times), bared(asked)
+    instants, at, steps = bared(instants), bared(at), bared(steps)
+    event, row, entity = at[0], at[1], at[2]
     for i in range(steps.row.shape[0]):
-        folds = row == asked.shape[0]
-        if event < entities.shape[0] and not folds:
-            entity = entities[event]
-            folds = entity < asked[row] or (entity == asked[row] and keys[event] <= instants[row])
+        folds = event < keys.shape[0]
+        if folds:
+            while ends[entity] <= event:
+                entity += 1
+            if row < asked.shape[0]:
+                folds = entity < asked[row] or (entity == asked[row] and keys[event] <= instants[row])
         steps.offset[i] = event  # not their own: by time they may not ascend
         if folds:
-            steps.row[i], steps.entity[i] = event, entities[event]
+            steps.row[i], steps.entity[i] = event, entity
             steps.partition[i], steps.time[i] = partitions[event], times[event]
             event += 1
         else:
-            steps.row[i], steps.entity[i], steps.partition[i], steps.time[i] = -1, asked[row], 0, instants[row]
-            reads[count] = i
-            row, count = row + 1, count + 1
-    return count
+            steps.row[i], steps.entity[i], steps.partition[i], steps.time[i] = ~row, asked[row], 0, instants[row]
+            row += 1
+    at[0], at[1], at[2] = event, row, entity
 
 
 @entry
-def take_steps(results: Results, steps: Ints, out: Results, at: int) -> None:
-    """Copy what came of some steps to `out`, from column `at` on."""
-    for j in range(results.words.shape[0]):  # one array after the other: all that is read of one stays near
-        for i in range(steps.shape[0]):
-            out.words[j, at + i] = results.words[j, steps[i]]
-        for i in range(steps.shape[0]):
-            out.valid[j, at + i] = results.valid[j, steps[i]]
-    for i in range(steps.shape[0]):
-        out.effective[at + i] = results.effective[steps[i]]
+def take(values: NDArray[Any], places: Ints, out: NDArray[Any]) -> None:
+    """Write the columns at some places of a matrix to another one, in their order."""
+    values, places, out = bared(values), bared(places), bared(out)
+    for j in range(values.shape[0]):  # one row after the other: all that is read of it stays near
+        for i in range(places.shape[0]):
+            out[j, i] = values[j, places[i]]

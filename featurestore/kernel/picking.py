@@ -109,7 +109,7 @@ def _put(words: Words, reals: Reals, bag: int, entry: int, results: Results, to:
 
 @compiled
 def _finish_map(
-    words: Words, reals: Reals, bag: int, at: int, end: int, most: int, results: Results, j: int, step: int
+    words: Words, reals: Reals, bag: int, at: int, end: int, most: int, results: Results, j: int, column: int
 ) -> bool:
     """Write the entries of the largest weight, and (of a bag that refuses) OTHER: what all others come to."""
     size, rest = 1 + words[bag + BAG_WORDS], ZERO
@@ -128,7 +128,7 @@ def _finish_map(
     to = _items(words, results, MAP_WORDS * count)
     if to == 0:
         return False
-    results.words[j, step], results.items[to] = to, count
+    results.words[j, column], results.items[to] = to, count
     to += 1
     for entry in range(at, stop, size):
         _put(words, reals, bag, entry, results, to)
@@ -176,28 +176,28 @@ def _quantile(words: Words, reals: Reals, at: int, end: int, q: float, bits: int
 
 
 @compiled
-def _finish(words: Words, reals: Reals, bag: int, at: int, end: int, out: int, results: Results, step: int) -> bool:
+def _finish(words: Words, reals: Reals, bag: int, at: int, end: int, out: int, results: Results, column: int) -> bool:
     """Write what row `out` of the outs says; False when there was no room."""
     code, j, most = words[out + CODE], words[out + OUTPUT], words[out + OUT_WORD]
     if code in (MAP, TOP):
-        return _finish_map(words, reals, bag, at, end, most, results, j, step)
+        return _finish_map(words, reals, bag, at, end, most, results, j, column)
     if code == HISTOGRAM:
         to = _items(words, results, most)
         if to == 0:
             return False
-        results.words[j, step], results.items[to] = to, most
+        results.words[j, column], results.items[to] = to, most
         for i in range(most):
             results.items[to + 1 + i] = 0
         for entry in range(at, end, 2):
             results.items[to + 1 + words[entry]] = words[entry + 1]
     elif code == DISTINCT:
-        results.words[j, step] = _distinct(words, bag, at, end)
+        results.words[j, column] = _distinct(words, bag, at, end)
     elif code == MODE:
         _rank(words, reals, bag, at, end, ZERO + 1)
-        results.valid[j, step], results.words[j, step] = at < end, words[at] if at < end else ZERO
+        results.valid[j, column], results.words[j, column] = at < end, words[at] if at < end else ZERO
     else:
         value = _quantile(words, reals, at, end, reals[out + OUT_PARAMETER], words[out + OUT_N])
-        results.valid[j, step], results.reals[j, step] = not np.isnan(value), 0.0 if np.isnan(value) else value
+        results.valid[j, column], results.reals[j, column] = not np.isnan(value), 0.0 if np.isnan(value) else value
     return True
 
 
@@ -223,7 +223,7 @@ def _listed(words: Words, slots: Slots, entity: int, g: int, effective: int, cur
 
 @compiled
 def _finish_lists(
-    words: Words, slots: Slots, entity: int, g: int, effective: int, cursors: int, results: Results, step: int
+    words: Words, slots: Slots, entity: int, g: int, effective: int, cursors: int, results: Results, column: int
 ) -> bool:
     """Write the first or last values of the window; False when there was no room."""
     if not has_room(words, words[words[g + OF_BAG] + BOUND]):
@@ -233,7 +233,7 @@ def _finish_lists(
         at = _items(words, results, end - first)
         if at == 0:
             return False
-        results.words[words[out + OUTPUT], step], results.items[at] = at, end - first
+        results.words[words[out + OUTPUT], column], results.items[at] = at, end - first
         for i in range(first, end):
             results.items[at + 1 + i - first] = words[words[i]]
     return True
@@ -241,21 +241,21 @@ def _finish_lists(
 
 @compiled
 def finish_bags(
-    words: Words, reals: Reals, slots: Slots, entity: int, effective: int, results: Results, step: int
+    words: Words, reals: Reals, slots: Slots, entity: int, effective: int, results: Results, column: int
 ) -> bool:
     """Write all features of an entity that come of bags and lists; False when memory or `items` must grow first."""
     cursors = words[SCRATCH] + 5 * words[ACC_MOST]
     for g in range(words[GROUPS_END], words[BAG_GROUPS_END], GROUP_WORDS):
         bag = words[g + OF_BAG]
         if words[bag + BAG_KIND] >= FIRSTS:
-            if not _finish_lists(words, slots, entity, g, effective, cursors, results, step):
+            if not _finish_lists(words, slots, entity, g, effective, cursors, results, column):
                 return False
             continue
         at, end = ZERO, ZERO
         for out in range(words[g + FIRST_OUT], words[g + END_OUT], OUT_WORDS):
             if at == 0:
                 at, end = entries(words, reals, slots, entity, g, effective, cursors)
-            if at == 0 or not _finish(words, reals, bag, at, end, out, results, step):
+            if at == 0 or not _finish(words, reals, bag, at, end, out, results, column):
                 return False
             if words[out + CODE] in (MAP, DISTINCT):
                 at = ZERO  # these leave sums where entries were

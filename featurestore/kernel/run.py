@@ -113,11 +113,11 @@ def _is_late(words: Words, time: int, limit: int) -> bool:
 
 
 @compiled
-def _nothing(results: Results, step: int) -> None:
-    """Say that the step has no features."""
+def _nothing(results: Results, column: int) -> None:
+    """Say that a step has no features."""
     for j in range(results.words.shape[0]):
-        results.words[j, step] = 0
-        results.valid[j, step] = False
+        results.words[j, column] = 0
+        results.valid[j, column] = False
 
 
 @entry
@@ -137,10 +137,10 @@ def sort_out(words: Words, steps: Steps, results: Results, emit: bool) -> None:
                 status = KEYLESS
         elif steps.entity[i] < 0:
             status = FOLDED
-            results.effective[i] = steps.time[i]
+            results.effective[~steps.row[i]] = steps.time[i]
         results.status[i] = status
         if status != PENDING and (emit or steps.row[i] < 0):
-            _nothing(results, i)
+            _nothing(results, i if steps.row[i] >= 0 else ~steps.row[i])
 
 
 @compiled
@@ -283,12 +283,13 @@ def run(
                 continue
 
             # Finish its entity's windows.
+            column = i if row >= 0 else ~row
             effective, only, found = time, ZERO, 0
             for p in range(words[PARTITIONS]):
                 h = slots[entity, p]
                 if h:
                     effective, only, found = max(effective, words[h + NEWEST]), h, found + 1
-            results.effective[i] = effective
+            results.effective[column] = effective
             g = words[GROUPS]
             while g < words[GROUPS_END]:
                 closed, base = ZERO, ZERO
@@ -301,18 +302,18 @@ def run(
                 out = words[g + FIRST_OUT]
                 while out < words[g + END_OUT]:
                     if words[g + SIMPLE] and words[out + CODE] != COUNT:
-                        finish_bundle(words, reals, out, closed, base, results, i)
+                        finish_bundle(words, reals, out, closed, base, results, column)
                     elif words[g + SIMPLE]:
                         n = words[base + words[out + OUT_N]]
                         if closed:
                             n += words[closed + words[out + OUT_N]]
-                        results.words[words[out + OUTPUT], i] = n
+                        results.words[words[out + OUTPUT], column] = n
                     else:
-                        finish_out(words, reals, out, base, effective - words[g + DELAY], results, i)
+                        finish_out(words, reals, out, base, effective - words[g + DELAY], results, column)
                     out += OUT_WORDS
                 g += GROUP_WORDS
             if bags is not None:  # noqa: SIM102 - Numba leaves out what is behind this one
-                if not finish_bags(words, reals, slots, entity, effective, results, i):
+                if not finish_bags(words, reals, slots, entity, effective, results, column):
                     results.status[i] = PENDING  # its event is not folded twice
                     return False
             i = following_step
