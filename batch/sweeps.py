@@ -87,7 +87,7 @@ def seen(log: Log, asked: Ints, times: Ints, count: int) -> Log:
 def places(entities: Ints, keys: Ints, least: int = 0) -> tuple[Ints, Ints]:
     """Where entities from `least` on go, in order of entity, key, then their own, and others to -1; where each ends."""
     end = int(entities.max(initial=NO_ENTITY)) + 1
-    if (keys[1:] >= keys[:-1]).all():
+    if kernel.ascends(frozen(keys), frozen(np.zeros(len(keys), np.int32))):
         found, ends = kernel.places_by_group(entities, least, end)
         return found, ends
     by_key = np.argsort(keys, kind="stable")
@@ -179,7 +179,11 @@ def _taken(results: Results, place: Ints) -> Results:
     """The results in the columns at `place`."""
     words, valid = matrix(len(results.words), len(place), np.int64), matrix(len(results.words), len(place), np.bool_)
     kernel.take(results.words, place, words)
-    kernel.take(results.valid, place, valid)
+    for j, whole in enumerate(results.valid.all(axis=1)):
+        if whole:
+            valid[j] = True
+        else:
+            kernel.take(results.valid[j : j + 1], place, valid[j : j + 1])
     effective = results.effective[place]
     return results._replace(words=words, reals=words.view(np.float64), valid=valid, effective=effective)
 

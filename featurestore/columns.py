@@ -97,10 +97,20 @@ def _hashed_texts(texts: list[str]) -> Ints:
     return _mixed(out)
 
 
+def array_of(values: Any, valid: Bools) -> pa.Array:  # noqa: ANN401
+    """An Arrow array of the values, null where they are not valid; of numbers they are not copied."""
+    if valid.all():
+        return pa.array(values)
+    if isinstance(values, np.ndarray) and values.dtype in (np.int64, np.float64):
+        bits = pa.py_buffer(np.packbits(valid, bitorder="little"))
+        return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [bits, pa.py_buffer(values)])
+    return pa.array(values, mask=~valid)
+
+
 def column_of(feature: Feature, words: Ints, valid: Bools, items: Ints, texts: Texts) -> pa.Array:
     """A stored feature's column of the words that the kernel wrote; `items` holds lists and maps."""
     if feature.type in TYPES:
-        return pa.array(_values(feature, feature.type, words, texts), mask=None if valid.all() else ~valid)
+        return array_of(_values(feature, feature.type, words, texts), valid)
     kind, inner = feature.type[:-1].split("[", 1)
     mask = None if valid.all() else pa.array(~valid)
     lengths = items[words]

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from featurestore.columns import array_of
 from featurestore.kernel.numerals import powers_of_five
 from featurestore.kernel.objects import BOOL, FLOAT, INT, KEY, STR, TIME, UNKNOWN, Names, Parsed, parse_all
 
@@ -90,7 +91,7 @@ def columns_of(schema: Mapping[str, str], names: Names, found: Parsed, values: V
         else:
             words = found.words[place][rows]
             column = words.view(np.float64) if kind == "float" else words != 0 if kind == "bool" else words
-            out[name] = pl.Series(pa.array(column, mask=None if there.all() else ~there))
+            out[name] = pl.Series(array_of(column, there))
     return pl.DataFrame(out)
 
 
