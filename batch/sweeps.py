@@ -179,11 +179,11 @@ def _taken(results: Results, place: Ints) -> Results:
     """The results in the columns at `place`."""
     words, valid = matrix(len(results.words), len(place), np.int64), matrix(len(results.words), len(place), np.bool_)
     kernel.take(results.words, place, words)
-    for j, whole in enumerate(results.valid.all(axis=1)):
-        if whole:
-            valid[j] = True
+    for row, out in zip(results.valid, valid, strict=True):
+        if row.all():
+            out[:] = True
         else:
-            kernel.take(results.valid[j : j + 1], place, valid[j : j + 1])
+            kernel.take(row[None], place, out[None])
     effective = results.effective[place]
     return results._replace(words=words, reals=words.view(np.float64), valid=valid, effective=effective)
 
