@@ -22,6 +22,8 @@ T = TypeVar("T", bound=np.generic)
 KEPT, PIECES = 1 << 30, 64
 #: What is smaller (bytes) is left to the allocator, which uses it again by itself.
 LARGE = 1 << 20
+#: Bytes of a huge page. Linux puts what is as long as some whole ones where a page begins; also what is made longer.
+HUGE = 1 << 21
 
 _pieces: list[mmap.mmap] = []
 _lock = threading.Lock()
@@ -69,6 +71,7 @@ def matrix(rows: int, columns: int, dtype: type[T]) -> NDArray[T]:
 
 def _longer(piece: mmap.mmap, size: int) -> mmap.mmap:
     """A piece of at least `size` bytes: one that is idle, the same made longer, or a new one."""
+    size = _whole(size)
     with _lock:
         found = _idle(size, 16)  # what grows will grow on
     if found is None:
@@ -84,6 +87,7 @@ def _longer(piece: mmap.mmap, size: int) -> mmap.mmap:
 
 def _piece(size: int) -> mmap.mmap:
     """A piece of at least `size` bytes that nobody else uses, for as long as it, or a view of it, is held."""
+    size = _whole(size)
     with _lock:
         found = _idle(size, 2)
         if found is None:
@@ -94,6 +98,11 @@ def _piece(size: int) -> mmap.mmap:
                 _pieces.append(found)
                 _let_go()
         return found
+
+
+def _whole(size: int) -> int:
+    """The size, up to whole huge pages where it is large."""
+    return size if size < LARGE else -(-size // HUGE) * HUGE
 
 
 def _idle(size: int, slack: int) -> mmap.mmap | None:

@@ -34,6 +34,15 @@ def test_words_stay_while_memory_grows(watched):
     assert eye is None or eye.tolist() == list(range(5))
 
 
+def test_what_is_large_fills_whole_huge_pages():
+    memory = GrowingWords(np.arange(5))
+    for words in (300_000, 1_000_001, 3_000_000):
+        memory.grow(words)
+        assert len(memory.words) % (growing.HUGE // 8) == 0
+    matrix(3, 100_001, np.int64)
+    assert [len(piece) % growing.HUGE for piece in growing._pieces if len(piece) >= growing.LARGE] == [0, 0]
+
+
 def test_memory_that_nobody_looks_at_is_used_again():
     words = matrix(10, 100_000, np.int64)
     place = address(words)
