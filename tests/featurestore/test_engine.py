@@ -278,6 +278,7 @@ def test_a_long_state_loads_into_a_pool_that_is_still_small():
 
 def test_memory_is_made_compact_rather_than_larger_and_knows_what_is_not_stored_yet(monkeypatch):
     monkeypatch.setattr(compacting, "PIECE", 4_096)
+    monkeypatch.setattr(growing, "HUGE", 4_096)  # a few megabytes stand for many
     monkeypatch.setattr(growing, "_pieces", [])  # what others left may be larger than it need be
     chosen = made({"n": Count(), "low": Min("i")}, windows=["5m", "1h"])
     state = state_of(chosen)
