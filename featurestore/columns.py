@@ -16,6 +16,7 @@ from featurestore.kernel.layout import OTHER
 from featurestore.kernel.picking import MAP_WORDS
 from featurestore.kernel.sketches import BIN_BITS
 from featurestore.texts import MAX_TEXT, code_of
+from featurestore.values import validity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,10 +100,9 @@ def _hashed_texts(texts: list[str]) -> Ints:
 
 def array_of(values: Any, valid: Bools) -> pa.Array:  # noqa: ANN401
     """An Arrow array of the values, null where they are not valid; of numbers they are not copied."""
-    if valid.all():
+    if (bits := validity(valid)) is None:
         return pa.array(values)
     if isinstance(values, np.ndarray) and values.dtype in (np.int64, np.float64):
-        bits = pa.py_buffer(np.packbits(valid, bitorder="little"))
         return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [bits, pa.py_buffer(values)])
     return pa.array(values, mask=~valid)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from featurestore.columns import array_of
 from featurestore.kernel.numerals import powers_of_five
 from featurestore.kernel.objects import BOOL, FLOAT, INT, KEY, STR, TIME, UNKNOWN, Names, Parsed, parse_all
+from featurestore.values import validity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,7 +97,6 @@ def columns_of(schema: Mapping[str, str], names: Names, found: Parsed, values: V
 
 
 def _texts(views: Ints, there: Bools, buffers: Sequence[NDArray[np.uint8]]) -> pl.Series:
-    bits = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
     views = np.ascontiguousarray(views)
-    parts = [bits, pa.py_buffer(views), *map(pa.py_buffer, buffers)]
+    parts = [validity(there), pa.py_buffer(views), *map(pa.py_buffer, buffers)]
     return pl.Series(pa.Array.from_buffers(pa.string_view(), len(views), parts))

@@ -94,10 +94,15 @@ class Values(Sequence[V]):
         words = np.zeros((len(self), 2), np.int64)
         view_all(self.buffer, self.starts, self.lengths, words)
         null = self.lengths < 0
-        valid = pa.py_buffer(np.packbits(~null, bitorder="little")) if null.any() else None
+        valid = validity(~null)
         return pa.Array.from_buffers(
             pa.binary_view(), len(self), [valid, pa.py_buffer(words), pa.py_buffer(self.buffer)]
         )
+
+
+def validity(there: NDArray[np.bool_]) -> pa.Buffer | None:
+    """Arrow's bitmap of which values are there; None where all are."""
+    return None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
 
 
 def frozen(array: NDArray[T]) -> NDArray[T]:
