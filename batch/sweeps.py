@@ -23,7 +23,7 @@ from featurestore.definitions import View
 from featurestore.engine import NO_ENTITY, ViewState
 from featurestore.expressions import FEATURE_TYPES
 from featurestore.frames import feature_frame, inputs_of, lane_values
-from featurestore.growing import matrix
+from featurestore.growing import flagged
 from featurestore.kernel import Results, Steps, layout
 from featurestore.planned import Plan
 from featurestore.times import ENDLESS
@@ -112,11 +112,10 @@ def features_at(plan: Plan, log: Log, entities: Ints, times: Ints, place: Ints) 
 
 def _torn(log: Log, entities: Ints, times: Ints) -> Bools:
     """The rows for which an event counts that came after one that does not count yet."""
-    keys = log.keys
+    keys, out = log.keys, np.zeros(len(times), np.bool_)
     if keys is log.values:
-        return np.zeros(len(times), np.bool_)
+        return out
     behind = (log.values < keys) & (log.entities != NO_ENTITY)
-    out = np.zeros(len(times), np.bool_)
     if not behind.any():
         return out
     # An event that came late counts from its value on, but has its place in the sweep at its key: in between, it lacks.
@@ -177,7 +176,7 @@ def _nameless(entities: Ints) -> int:
 
 def _taken(results: Results, place: Ints) -> Results:
     """The results in the columns at `place`."""
-    words, valid = matrix(len(results.words), len(place), np.int64), matrix(len(results.words), len(place), np.bool_)
+    words, valid = flagged(len(results.words), len(place))
     kernel.take(results.words, place, words)
     for row, out in zip(results.valid, valid, strict=True):
         if row.all():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featurestore import kernel
 from featurestore.errors import FormatError
 from featurestore.expressions import TYPES
-from featurestore.growing import GrowingWords, matrix
+from featurestore.growing import GrowingWords, flagged, matrix
 from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
 from featurestore.planned import Plan
@@ -164,8 +164,7 @@ class ViewState:
 
     def _room_for(self, count: int) -> Results:
         """Results of so many steps, in which every feature is there until one is not."""
-        outputs = len(self.plan.outputs)
-        words, valid = matrix(outputs, count, np.int64), matrix(outputs, count, np.bool_)
+        words, valid = flagged(len(self.plan.outputs), count)
         effective, status = np.zeros(count, np.int64), np.zeros(count, np.int8)
         items = np.zeros(1 + ITEMS * count if self.plan.bags else 1, np.int64)
         valid[:], self._words[layout.ITEMS] = True, 1  # at 0 is what has no entries

@@ -19,7 +19,7 @@ from featurestore.columns import coded, column_of, present
 from featurestore.definitions import View
 from featurestore.errors import DataError
 from featurestore.expressions import TYPES, evaluated
-from featurestore.growing import matrix
+from featurestore.growing import flagged
 from featurestore.kernel import Inputs, Results
 from featurestore.keys import encode_entity, encode_strings
 from featurestore.planned import Lane, Plan
@@ -73,7 +73,7 @@ def lane_inputs(plan: Plan, frame: pl.DataFrame, texts: Texts) -> Inputs:
 
 def inputs_of(plan: Plan, count: int, lanes: Iterable[Sequence[Any]]) -> Inputs:
     """The inputs of `count` events, given by lane as `lane_values` does."""
-    words, valid = matrix(len(plan.lanes), count, np.int64), matrix(len(plan.lanes), count, np.bool_)
+    words, valid = flagged(len(plan.lanes), count)
     reals = words.view(np.float64)
     for i, (lane, (values, there)) in enumerate(zip(plan.lanes, lanes, strict=True)):
         (reals if lane.is_real else words)[i], valid[i] = values, there
@@ -88,8 +88,7 @@ def lane_values(lane: Lane, frame: pl.DataFrame, texts: Texts) -> tuple[NDArray[
         values, valid = coded(frame[lane.column], lane.coding, texts)
     elif lane.is_float:
         values = _floats(frame[lane.column])
-        there = ~np.isnan(values)
-        valid = True if there.all() else there
+        valid = ~np.isnan(values)
     elif lane.column:
         valid = frame[lane.column].is_not_null().to_numpy()
         if frame.schema[lane.column] != pl.String:
@@ -100,7 +99,7 @@ def lane_values(lane: Lane, frame: pl.DataFrame, texts: Texts) -> tuple[NDArray[
         valid = valid & present(frame[lane.other])
     if lane.where is not None:
         valid = valid & frame.select(lane.where.fill_null(False).alias("_")).to_series().to_numpy()
-    return values, valid
+    return values, True if np.all(valid) else valid
 
 
 def _floats(column: pl.Series) -> NDArray[np.float64]:

@@ -69,6 +69,11 @@ def matrix(rows: int, columns: int, dtype: type[T]) -> NDArray[T]:
     return np.frombuffer(_piece(size), dtype, count).reshape(rows, columns)
 
 
+def flagged(rows: int, columns: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """A matrix of words and one that says which of them are there; they may say anything."""
+    return matrix(rows, columns, np.int64), matrix(rows, columns, np.bool_)
+
+
 def _longer(piece: mmap.mmap, size: int) -> mmap.mmap:
     """A piece of at least `size` bytes: one that is idle, the same made longer, or a new one."""
     size = _whole(size)
