@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 from numba import njit
 
+from featurestore.kernel.parts import EntryCompiler, PartCompiler
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -28,10 +30,12 @@ FORMAT = 5
 HEAD = 3
 
 # Nothing here allocates: without Numba's reference counting a call costs nothing, with it some 15 atomic operations.
-compiled = njit(nogil=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True)
-# For what is called once an event, where a call costs as much as the work. LLVM compiles all that a function calls once
-# more with each caller: deep chains of these take their time.
-inlined = njit(nogil=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True, forceinline=True)
+_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True, "no_cpython_wrapper": True}
+# A function takes over from who is compiled before it what it does not say itself.
+compiled = njit(**_OPTIONS, forceinline=False, pipeline_class=PartCompiler)
+# For what is called for each event, or each tile that closes, where a call costs as much as the work. It is compiled as
+# often as it is called: not for what is large and called from several places.
+inlined = njit(**_OPTIONS, forceinline=True, pipeline_class=PartCompiler)
 
 
 def entry(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,7 +47,9 @@ def entry(function: Callable[..., Any]) -> Callable[..., Any]:
     folder = Path(__file__).parent
     text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
     function.__qualname__ += f"_{hashlib.sha256(text).hexdigest()[:12]}"
-    return njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    return njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True, pipeline_class=EntryCompiler)(
+        function
+    )
 
 
 INT_MAX = np.iinfo(np.int64).max
@@ -67,8 +73,14 @@ TILES, EVENTS, LATEST, SESSIONS, BAGS, LISTS = range(6)
 TRACKS, TRACKS_END, GROUPS, GROUPS_END, HEAD_WORDS, CACHE_WORDS, CACHE_FREE = range(7)
 SCRATCH, ACC_MOST, PARTITIONS, CLOCKS, SIZES, LATENESS, KEEPS, RESERVE, CHECKS = range(7, 16)
 USED, DIRTY_FIRST, LONGEST, WANTED, BAG_GROUPS_END, ITEMS, ITEMS_WANTED = range(16, 23)
-# Where slots and rooms begin; words of rooms that nobody has at the moment.
-BEGIN, LEFT, PLAN_WORDS = range(23, 26)
+# Where slots and rooms begin; words of rooms that nobody has at the moment; whether stretches are folded together;
+# words that are not to be taken for sums.
+BEGIN, LEFT, PLAIN, KEPT, PLAN_WORDS = range(23, 28)
+
+#: What is in SCRATCH, in accumulators: some to merge into, one that is always empty; notes of what a tile held after
+#: each of NOTED events; then a word or two for each partition.
+EMPTY, SPARE, MERGED, NOTES, NOTED = 2, 3, 5, 6, 64
+CURSORS = NOTES + NOTED
 
 #: Sizes of rooms, at most.
 CLASSES = 63

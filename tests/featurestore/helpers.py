@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from numba import njit
 
 from featurestore import Entity, Source, kernel, view
 from featurestore.engine import NO_ENTITY, ViewState, words_of
@@ -25,6 +26,16 @@ SOURCE = Source(
     lateness="10s",
 )
 KEY = Entity("key", key="k")
+
+
+def callable_part(part):
+    """A part of the kernel, made whole, so that Python can call it."""
+
+    @njit(error_model="numpy")
+    def call(*arguments):
+        return part(*arguments)
+
+    return call
 
 
 def made(features, *, source=SOURCE, entity=KEY, windows=()):
@@ -58,8 +69,8 @@ def state_of(chosen):
     return ViewState(compiled(chosen), PARTITIONS)
 
 
-def do(state, work):
-    """Do work in one batch: plain events to fold (and read right after), and (entity, as_of) pairs to read."""
+def do(state, work, *, emit=True):
+    """Do work in one batch: plain events to fold (and with `emit` read right after), (entity, as_of) pairs to read."""
     chosen = state.plan.view
     events = [each for each in work if isinstance(each, dict)]
     frame = frame_of(chosen.source, events)
@@ -73,7 +84,7 @@ def do(state, work):
         for each in work
     ]
     columns = np.array(steps, np.int64).reshape(-1, 5).T.copy()
-    return state.run(Steps(*columns), lane_inputs(state.plan, frame, state.texts), emit=True)
+    return state.run(Steps(*columns), lane_inputs(state.plan, frame, state.texts), emit=emit)
 
 
 def values_of(plan, results, step, texts=None):

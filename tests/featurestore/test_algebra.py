@@ -48,9 +48,7 @@ from featurestore import (
     window,
 )
 from featurestore.frames import lane_inputs
-from featurestore.kernel import Results, finishes, layout, primitives
-from featurestore.kernel.finishes import finish_bundle, finish_out
-from featurestore.kernel.folding import add_record, merge
+from featurestore.kernel import Results, finishes, folding, layout, primitives
 from featurestore.plan import compiled
 from featurestore.texts import Texts
 from tests.featurestore.closeness import REAL, WHOLE, assert_close
@@ -59,6 +57,7 @@ from tests.featurestore.helpers import (
     PARTITIONS,
     SOURCE,
     bits,
+    callable_part,
     do,
     event,
     frame_of,
@@ -69,6 +68,9 @@ from tests.featurestore.helpers import (
     stored,
     values_of,
 )
+
+add_record, merge = callable_part(folding.add_record), callable_part(folding.merge)
+finish_bundle, finish_out = callable_part(finishes.finish_bundle), callable_part(finishes.finish_out)
 
 CASES = {
     "counts": {"n": Count(), "of": Count("x"), "where": Count(where=col("i") > 0)},

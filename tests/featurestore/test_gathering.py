@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore import CountBy, Distinct, SumBy
-from featurestore.kernel import layout
-from featurestore.kernel.gathering import merged
-from featurestore.kernel.sketches import to_registers
+from featurestore.kernel import gathering, layout, sketches
 from featurestore.plan import compiled
 from tests.featurestore.closeness import EPS, INT64, REAL
-from tests.featurestore.helpers import made
+from tests.featurestore.helpers import callable_part, made
+
+merged, to_registers = callable_part(gathering.merged), callable_part(sketches.to_registers)
 
 
 class Bags:

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore import DefinitionError, Source
-from featurestore.kernel.repeats import hashed
+from featurestore.kernel import repeats as kernel
 from featurestore.repeats import Repeats, without_repeats
 from featurestore.sources import ROW_BITS
+from tests.featurestore.helpers import callable_part
+
+hashed = callable_part(kernel.hashed)
 
 KINDS = {"str": pl.String, "int": pl.Int64}
 # As many pairwise different texts as integers, some of them prefixes of others, one longer than a word of the hash.

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from featurestore import CountBy, Distinct, Mode, Quantile, SumBy, TopK, last, oracle, window
 from featurestore.columns import coded
-from featurestore.kernel.sketches import estimated, to_registers
+from featurestore.kernel import sketches
 from featurestore.texts import Texts
 from tests.featurestore.closeness import INT64, of_bins
-from tests.featurestore.helpers import NOON, do, event, fold, made, numbered, read, restored, state_of
+from tests.featurestore.helpers import NOON, callable_part, do, event, fold, made, numbered, read, restored, state_of
+
+estimated, to_registers = callable_part(sketches.estimated), callable_part(sketches.to_registers)
 
 MILLION = 1_000_000
 

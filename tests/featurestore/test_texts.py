@@ -12,9 +12,24 @@ from hypothesis import strategies as st
 from featurestore import CountBy, Distinct, FirstN, Histogram, Last, LastN, last, session
 from featurestore.engine import words_of
 from featurestore.errors import FormatError
-from featurestore.kernel.lexicon import number_of
+from featurestore.kernel import lexicon
 from featurestore.texts import MAX_TEXT, Texts, code_of, read_texts
-from tests.featurestore.helpers import NOON, bits, do, event, made, numbered, read, restored, state_of, stored, within
+from tests.featurestore.helpers import (
+    NOON,
+    bits,
+    callable_part,
+    do,
+    event,
+    made,
+    numbered,
+    read,
+    restored,
+    state_of,
+    stored,
+    within,
+)
+
+number_of = callable_part(lexicon.number_of)
 
 VIEW = {"by": CountBy("s", bound=2), "first": FirstN("s", n=2), "last": Last("s")}
 
