@@ -173,7 +173,7 @@ class ViewState:
     def _done(self, steps: Steps, inputs: Inputs, results: Results, *, emit: bool) -> Results:
         """The results, once the steps that are pending are done."""
         count = len(steps.row)
-        following = np.empty((2, min(CHUNK, count)), np.int32)
+        order = np.empty((3, min(CHUNK, count)), np.int32)
         for begin in range(0, count, CHUNK):
             end = min(begin + CHUNK, count)
             while not kernel.run(
@@ -185,7 +185,7 @@ class ViewState:
                 results,
                 begin,
                 end,
-                following,
+                order,
                 self._last,
                 emit,
                 True if self.plan.bags else None,

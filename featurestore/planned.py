@@ -95,6 +95,13 @@ class Plan:
         return bool(codes & {prim.SUM_INT, prim.STATS_INT})
 
     @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing but tiles of counts and of what STATS_FLOAT holds: see `kernel.stretches`."""
+        codes = {row[at.CODE] for row in self.ops}
+        tiled = all(row[at.KIND] == at.TILES for row in self.tracks)
+        return tiled and all(row[at.SIMPLE] for row in self.groups) and codes <= {prim.STATS_FLOAT, prim.N}
+
+    @property
     def keeps(self) -> int:
         """An event is late only if it lies this far (ms) behind."""
         return max(row[at.HOP if row[at.KIND] == at.SESSIONS else at.KEEP] for row in self.tracks)
@@ -156,7 +163,7 @@ class Plan:
             ("bags", len(self.bags) * at.BAG_SIZE),
             ("sizes", len(sizes)),
             ("clocks", partitions),
-            ("scratch", 5 * acc + 2 * partitions),
+            ("scratch", at.CURSORS * acc + 2 * partitions),
         ):
             places[name], end = end, end + size
         words = np.zeros(end + max(1 << 12, 2 * self.reserve), np.int64)
@@ -169,7 +176,7 @@ class Plan:
         words[at.CLOCKS], words[at.SIZES] = places["clocks"], places["sizes"]
         words[at.BEGIN], words[at.USED] = end, end
         words[at.LATENESS], words[at.KEEPS] = self.lateness, self.keeps
-        words[at.RESERVE], words[at.CHECKS] = self.reserve, self.checks_overflow
+        words[at.RESERVE], words[at.CHECKS], words[at.PLAIN] = self.reserve, self.checks_overflow, self.is_plain
         words[places["sizes"] : places["sizes"] + len(sizes)] = sizes
         words[places["clocks"] : places["clocks"] + partitions] = at.INT_MIN
         self._write(words, places)

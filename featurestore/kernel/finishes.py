@@ -18,6 +18,7 @@ from featurestore.kernel.layout import (
     compiled,
     inlined,
 )
+from featurestore.kernel.primitives import added_real
 
 if TYPE_CHECKING:
     from featurestore.kernel.layout import Reals, Words
@@ -87,27 +88,24 @@ def finish_bundle(words: Words, reals: Reals, out: int, a: int, b: int, results:
     Of floats also from what that at `a` (0 for none) and `b` come to, to the bit as `primitives.merge_one` has it.
     """
     a, b = a + words[out + OUT_WORD] if a else b + words[out + OUT_WORD], b + words[out + OUT_WORD]
-    na, nb = words[a], words[b]
+    na, nb, wraps = words[a], words[b], ZERO
     if a == b or na == 0 or nb == 0:
         w = a if nb == 0 else b
-        whole = words[out + CODE] == BUNDLE_INT
         n, total, squares, low, high = words[w], reals[w + 1] + reals[w + 2], reals[w + 6], words[w + 3], words[w + 4]
-        if whole:
-            total = words[w + 1] + words[w + 2] * TWO_TO_64
-        _write(words, out, n, words[w + 1], words[w + 2], total, low, high, squares, results, column)
-        return
-    total, more = reals[a + 1] + reals[b + 1], reals[a + 2]
-    if np.isfinite(total):
-        if abs(reals[a + 1]) >= abs(reals[b + 1]):
-            more += (reals[a + 1] - total) + reals[b + 1]
+        if words[out + CODE] == BUNDLE_INT:
+            whole, wraps = words[w + 1], words[w + 2]
+            total = whole + wraps * TWO_TO_64
         else:
-            more += (reals[b + 1] - total) + reals[a + 1]
-    more += reals[b + 2]
-    delta, n = reals[b + 5] - reals[a + 5], na + nb
-    squares = reals[a + 6] + (reals[b + 6] + delta * delta * (na * (nb / n)))
-    low = words[b + 3] if reals[b + 3] < reals[a + 3] else words[a + 3]
-    high = words[b + 4] if reals[b + 4] > reals[a + 4] else words[a + 4]
-    _write(words, out, n, ZERO, ZERO, total + more, low, high, squares, results, column)
+            whole = ZERO
+    else:
+        whole = ZERO
+        total, more = added_real(reals[a + 1], reals[a + 2], reals[b + 1])
+        total += more + reals[b + 2]
+        delta, n = reals[b + 5] - reals[a + 5], na + nb
+        squares = reals[a + 6] + (reals[b + 6] + delta * delta * (na * (nb / n)))
+        low = words[b + 3] if reals[b + 3] < reals[a + 3] else words[a + 3]
+        high = words[b + 4] if reals[b + 4] > reals[a + 4] else words[a + 4]
+    _write(words, out, n, whole, wraps, total, low, high, squares, results, column)
 
 
 @compiled

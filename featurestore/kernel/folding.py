@@ -58,10 +58,10 @@ def _added(words: Words, reals: Reals, inputs: Inputs, t: int, at: int, row: int
 
 
 # Within the loop over tiles a call would cost as much as the work.
-add_input, _add_input_apart = inlined(_added), compiled(_added)
+add_input, add_input_apart = inlined(_added), compiled(_added)
 
 
-@compiled
+@inlined
 def add_record(words: Words, reals: Reals, t: int, at: int, record: int) -> None:
     """Fold a record of an event of track `t` into the accumulator at `at`."""
     time, mask = words[record], words[record + 1]
@@ -72,12 +72,12 @@ def add_record(words: Words, reals: Reals, t: int, at: int, record: int) -> None
         o += OP_WORDS
 
 
-@compiled
-def merge(words: Words, reals: Reals, t: int, to: int, at: int) -> None:
-    """Merge the tile at `at` into the accumulator at `to`."""
+@inlined
+def merge(words: Words, reals: Reals, t: int, to: int, a: int, b: int) -> None:
+    """Write to `to`, which may be `a`, what the accumulator at `a` comes to with the later one at `b`."""
     o = words[t + FIRST_OP]
     while o < words[t + END_OP]:
-        merge_one(words, reals, o, to, at)
+        merge_one(words, reals, o, to, a, b)
         o += OP_WORDS
 
 
@@ -123,10 +123,10 @@ def _fold_session(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, ro
         words[insert(words, h, t, i, time) + 1] = time
     at = start_of(words, h, t) + i * stride
     words[at], words[at + 1] = min(words[at], time), max(words[at + 1], time)
-    _add_input_apart(words, reals, inputs, t, at, row, time)
+    add_input_apart(words, reals, inputs, t, at, row, time)
     if i + 1 < count_of(words, h, t) and words[at + stride] - words[at + 1] <= gap:
         words[at + 1] = words[at + stride + 1]
-        merge(words, reals, t, at, at + stride)
+        merge(words, reals, t, at, at, at + stride)
         remove(words, h, t, i + 1, ZERO + 1)
 
 

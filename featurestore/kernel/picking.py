@@ -15,6 +15,7 @@ from featurestore.kernel.layout import (
     BOUND,
     CODE,
     COUNTS,
+    CURSORS,
     END_OUT,
     FIRST_OUT,
     FIRSTS,
@@ -244,7 +245,7 @@ def finish_bags(
     words: Words, reals: Reals, slots: Slots, entity: int, effective: int, results: Results, column: int
 ) -> bool:
     """Write all features of an entity that come of bags and lists; False when memory or `items` must grow first."""
-    cursors = words[SCRATCH] + 5 * words[ACC_MOST]
+    cursors = words[SCRATCH] + CURSORS * words[ACC_MOST]
     for g in range(words[GROUPS_END], words[BAG_GROUPS_END], GROUP_WORDS):
         bag = words[g + OF_BAG]
         if words[bag + BAG_KIND] >= FIRSTS:

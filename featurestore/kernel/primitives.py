@@ -34,15 +34,19 @@ WORDS |= {TREND_FLOAT: 5, TREND_INT: 5, PAIR: 5, STATS_FLOAT: 7, STATS_INT: 7, N
 
 
 @inlined
+def added_real(before: float, more: float, value: float) -> tuple[float, float]:
+    """A compensated sum with one more value."""
+    total = before + value
+    if np.isfinite(total):
+        back = total - before
+        more += (before - (total - back)) + (value - back)
+    return total, more
+
+
+@inlined
 def add_real(reals: Reals, w: int, value: float) -> None:
     """Add to a compensated sum."""
-    total = reals[w] + value
-    if np.isfinite(total):
-        if abs(reals[w]) >= abs(value):
-            reals[w + 1] += (reals[w] - total) + value
-        else:
-            reals[w + 1] += (value - total) + reals[w]
-    reals[w] = total
+    reals[w], reals[w + 1] = added_real(reals[w], reals[w + 1], value)
 
 
 @inlined
@@ -61,19 +65,32 @@ def add_int(words: Words, w: int, value: int, wraps: int) -> None:
 
 
 @inlined
+def added_moments(mean: float, squares: float, n: int, value: float) -> tuple[float, float]:
+    """A mean and the sum of squares about it with the n-th value."""
+    delta = value - mean
+    mean += delta / n
+    return mean, squares + delta * (value - mean)
+
+
+@inlined
 def add_moments(reals: Reals, w: int, n: int, value: float) -> None:
     """Add the n-th value to a mean and the sum of squares about it."""
-    delta = value - reals[w]
-    reals[w] += delta / n
-    reals[w + 1] += delta * (value - reals[w])
+    reals[w], reals[w + 1] = added_moments(reals[w], reals[w + 1], n, value)
+
+
+@inlined
+def merged_moments(
+    mean: float, squares: float, other: float, other_squares: float, na: int, nb: int
+) -> tuple[float, float]:
+    """Mean and squares of `na` values with those of `nb` others; neither are none."""
+    delta, n = other - mean, na + nb
+    return mean + delta * nb / n, squares + (other_squares + delta * delta * (na * (nb / n)))
 
 
 @inlined
 def merge_moments(reals: Reals, a: int, b: int, na: int, nb: int) -> None:
     """Merge mean and squares at b into those at a; neither is empty."""
-    delta, n = reals[b] - reals[a], na + nb
-    reals[a] += delta * nb / n
-    reals[a + 1] += reals[b + 1] + delta * delta * (na * (nb / n))
+    reals[a], reals[a + 1] = merged_moments(reals[a], reals[a + 1], reals[b], reals[b + 1], na, nb)
 
 
 @inlined
@@ -231,26 +248,40 @@ def add_one(
 
 
 @inlined
-def merge_one(words: Words, reals: Reals, o: int, to: int, tile: int) -> None:
-    """Merge an op's primitive of a tile into the accumulator at `to`, whose events come before the tile's."""
-    op, a, b = words[o + CODE], to + words[o + WORD], tile + words[o + WORD]
-    na, nb = words[to + words[o + N_WORD]], words[tile + words[o + N_WORD]]
-    if nb == 0:
+def _merge_stats(words: Words, reals: Reals, to: int, a: int, b: int) -> None:
+    """Merge STATS_FLOAT at `a` and at `b`."""
+    na, nb = words[a], words[b]
+    if na == 0 or nb == 0:
+        a = b if na == 0 else a
+        for i in range(7):
+            words[to + i] = words[a + i]
         return
-    if na == 0:
-        move(words, a, b, words[o + SIZE])
-    elif op == STATS_FLOAT:
-        words[a] = na + nb
-        add_real(reals, a + 1, reals[b + 1])
-        reals[a + 2] += reals[b + 2]
-        if reals[b + 3] < reals[a + 3]:
-            words[a + 3] = words[b + 3]
-        if reals[b + 4] > reals[a + 4]:
-            words[a + 4] = words[b + 4]
-        merge_moments(reals, a + 5, b + 5, na, nb)
-    elif op == N:
-        words[a] = na + nb
-    elif op == SUM_FLOAT:
+    total, more = added_real(reals[a + 1], reals[a + 2], reals[b + 1])
+    mean, squares = merged_moments(reals[a + 5], reals[a + 6], reals[b + 5], reals[b + 6], na, nb)
+    low = words[b + 3] if reals[b + 3] < reals[a + 3] else words[a + 3]
+    high = words[b + 4] if reals[b + 4] > reals[a + 4] else words[a + 4]
+    more += reals[b + 2]
+    words[to], reals[to + 1], reals[to + 2], words[to + 3] = na + nb, total, more, low
+    words[to + 4], reals[to + 5], reals[to + 6] = high, mean, squares
+
+
+@inlined
+def merge_one(words: Words, reals: Reals, o: int, to: int, a: int, b: int) -> None:
+    """Write to `to`, which may be `a`, what an op's primitive comes to of accumulator `a` and the later `b`."""
+    op, w = words[o + CODE], words[o + WORD]
+    if op == STATS_FLOAT:
+        _merge_stats(words, reals, to + w, a + w, b + w)
+        return
+    na, nb = words[a + words[o + N_WORD]], words[b + words[o + N_WORD]]
+    if op == N:
+        words[to + w] = na + nb
+        return
+    if na == 0 or to != a:
+        move(words, to + w, (b if na == 0 else a) + w, words[o + SIZE])
+    if na == 0 or nb == 0:
+        return
+    a, b = to + w, b + w
+    if op == SUM_FLOAT:
         add_real(reals, a, reals[b])
         reals[a + 1] += reals[b + 1]
     elif op == SUM_INT:

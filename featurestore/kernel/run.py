@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore.kernel.bags import fold_bags
-from featurestore.kernel.bare import bared, fetch, wipe
+from featurestore.kernel.bare import bared, fetch, flat, wipe
 from featurestore.kernel.finishes import COUNT, finish_bundle, finish_out
 from featurestore.kernel.folding import add_input, fold_apart, forget, would_overflow
 from featurestore.kernel.layout import (
@@ -19,8 +19,8 @@ from featurestore.kernel.layout import (
     CLOCKS,
     CODE,
     DELAY,
-    DIRTY_FIRST,
     DIRTY_NEXT,
+    EMPTY,
     END_OUT,
     ENTITY,
     EVENTS,
@@ -52,6 +52,7 @@ from featurestore.kernel.layout import (
     PARTITION,
     PARTITIONS,
     PENDING,
+    PLAIN,
     RESERVE,
     RUN,
     SCRATCH,
@@ -73,7 +74,8 @@ from featurestore.kernel.layout import (
     inlined,
 )
 from featurestore.kernel.picking import finish_bags
-from featurestore.kernel.runs import tile_of
+from featurestore.kernel.runs import mark_dirty, tile_of
+from featurestore.kernel.stretches import fold_stretch
 from featurestore.kernel.windows import fetch_closed, gathered, tiles
 
 if TYPE_CHECKING:
@@ -145,27 +147,31 @@ def sort_out(words: Words, steps: Steps, results: Results, emit: bool) -> None:
 
 @compiled
 def _chain(
-    steps: Steps, results: Results, begin: int, end: int, following: NDArray[np.int32], last: NDArray[np.int32]
+    steps: Steps, results: Results, begin: int, end: int, order: NDArray[np.int32], last: NDArray[np.int32]
 ) -> int:
-    """Chain the pending steps of each entity, in order; how many chains there are.
+    """Put the pending steps in order, entity by entity; how many chains of them there are.
 
-    `following` [0, step - begin] is the next step of a chain, -1 for none; [1] holds where chains begin. `last`, by
+    `order` [0] are the steps, [1] says where each chain of them ends, [2] is used for each step's chain. `last`, by
     entity, is -1 before and after.
     """
-    chains = 0
+    chains, at = 0, 0
     for i in range(begin, end):
-        following[0, i - begin] = -1
-        entity = steps.entity[i]
         if results.status[i] != PENDING:
             continue
-        if last[entity] < 0:
-            following[1, chains] = i - begin
+        chain = last[steps.entity[i]]
+        if chain < 0:
+            chain = last[steps.entity[i]] = chains
+            order[1, chain] = 0
             chains += 1
-        else:
-            following[0, last[entity]] = i - begin
-        last[entity] = i - begin
+        order[1, chain] += 1
+        order[2, i - begin] = chain
+    for chain in range(chains):
+        order[1, chain], at = at, at + order[1, chain]
     for i in range(begin, end):
-        if steps.entity[i] >= 0:
+        if results.status[i] == PENDING:
+            chain = order[2, i - begin]
+            order[0, order[1, chain]] = i
+            order[1, chain] += 1
             last[steps.entity[i]] = -1
     return chains
 
@@ -187,13 +193,13 @@ def _fetch_state(words: Words, h: int) -> None:
 
 @inlined
 def _fetch_ahead(
-    words: Words, slots: NDArray[np.int64], steps: Steps, begin: int, first: NDArray[np.int32], chain: int, chains: int
+    words: Words, slots: NDArray[np.int64], steps: Steps, order: NDArray[np.int32], chain: int, chains: int
 ) -> None:
     """Fetch the states of chains to come, stage by stage, as each says where the next one lies."""
-    fetch(slots, (steps.entity[begin + first[1, min(chain + 11, chains - 1)]], ZERO))
-    far = steps.entity[begin + first[1, min(chain + 8, chains - 1)]]
-    near = steps.entity[begin + first[1, min(chain + 4, chains - 1)]]
-    next_one = steps.entity[begin + first[1, min(chain + 2, chains - 1)]]
+    fetch(slots, (steps.entity[order[0, order[1, min(chain + 11, chains - 1)] - 1]], ZERO))
+    far = steps.entity[order[0, order[1, min(chain + 8, chains - 1)] - 1]]
+    near = steps.entity[order[0, order[1, min(chain + 4, chains - 1)] - 1]]
+    next_one = steps.entity[order[0, order[1, min(chain + 2, chains - 1)] - 1]]
     for p in range(words[PARTITIONS]):
         h = slots[far, p]
         if h:
@@ -218,7 +224,7 @@ def run(
     results: Results,
     begin: int,
     end: int,
-    following: NDArray[np.int32],
+    order: NDArray[np.int32],
     last: NDArray[np.int32],
     emit: bool,
     bags: bool | None,
@@ -230,21 +236,21 @@ def run(
     order, while its state is at hand. `bags` is None where a plan has no bags and lists: Numba compiles the function
     without them then, in half the time. It is one long function since calls would cost as much as their work.
     """
-    words, reals, slots, following, last = bared(words), bared(reals), bared(slots), bared(following), bared(last)
+    words, reals, slots, order, last = bared(words), bared(reals), bared(slots), bared(order), bared(last)
     steps, inputs, results = bared(steps), bared(inputs), bared(results)
-    chains = _chain(steps, results, begin, end, following, last)
+    chains = _chain(steps, results, begin, end, order, last)
     # Each run and tally may move to a larger room, and bags of joined sessions are merged aside.
     movable = (words[TRACKS_END] - words[TRACKS]) // TRACK_WORDS
     movable += (words[BAG_GROUPS_END] - words[GROUPS_END]) // GROUP_WORDS
     room, margin = words.shape[0] - words[RESERVE], 2 * (movable + 1)
     for chain in range(chains):
-        _fetch_ahead(words, slots, steps, begin, following, chain, chains)
-        i = begin + following[1, chain]
-        while i >= begin:
+        _fetch_ahead(words, slots, steps, order, chain, chains)
+        k, stop = (order[1, chain - 1] if chain else 0), order[1, chain]
+        while k < stop:
+            i = ZERO + order[0, k]
             if words[USED] + margin * words[LONGEST] > room or words[WANTED] > 0 or words[ITEMS_WANTED] > 0:
                 return False
             entity, time, row = steps.entity[i], steps.time[i], steps.row[i]
-            following_step = begin + following[0, i - begin]
 
             # Fold the event.
             if row >= 0:
@@ -252,20 +258,27 @@ def run(
                 h = slots[entity, partition]
                 if h == 0:
                     h = slots[entity, partition] = new_slot(words, entity, partition)
+                if emit and words[PLAIN] and stop - k > 1:
+                    free = room - words[USED] - margin * words[LONGEST]
+                    ahead = fold_stretch(words, reals, slots, h, steps, inputs, results, flat(order), k, stop, free)
+                    if words[WANTED] > 0:
+                        return False
+                    if ahead > k:
+                        k = ahead
+                        continue
                 newest, before = max(words[h + NEWEST], time), words[h + NEWEST]
                 is_new = steps.offset[i] > words[h + LAST_OFFSET]
                 if is_new and words[CHECKS] and would_overflow(words, inputs, h, row, time, newest):
                     results.status[i] = OVERFLOW
                     if emit:
                         _nothing(results, i)
-                    i = following_step
+                    k += 1
                     continue
                 if is_new:
                     words[h + NEWEST], words[h + LAST_OFFSET] = newest, steps.offset[i]
                     if time < before:
                         forget(words, h)  # it may fall into a closed tile
-                    if words[h + DIRTY_NEXT] < 0:
-                        words[h + DIRTY_NEXT], words[DIRTY_FIRST] = words[DIRTY_FIRST], h
+                    mark_dirty(words, h)
                     t = words[TRACKS]
                     while t < words[TRACKS_END]:
                         if words[t + KIND] == TILES:
@@ -279,7 +292,7 @@ def run(
                         t += TRACK_WORDS
             results.status[i] = FOLDED
             if row >= 0 and not emit:
-                i = following_step
+                k += 1
                 continue
 
             # Finish its entity's windows.
@@ -294,11 +307,11 @@ def run(
             while g < words[GROUPS_END]:
                 closed, base = ZERO, ZERO
                 if found == 1 and words[g + SIMPLE]:
-                    closed, base = tiles(words, reals, only, g, effective - words[g + LENGTH] + 1)
+                    closed, base, _ = tiles(words, reals, only, g, effective - words[g + LENGTH] + 1)
                 elif found:
                     base = gathered(words, reals, slots, entity, g, effective)
                 if base == 0:
-                    base = words[SCRATCH] + 2 * words[ACC_MOST]  # always empty
+                    base = words[SCRATCH] + EMPTY * words[ACC_MOST]
                 out = words[g + FIRST_OUT]
                 while out < words[g + END_OUT]:
                     if words[g + SIMPLE] and words[out + CODE] != COUNT:
@@ -316,5 +329,5 @@ def run(
                 if not finish_bags(words, reals, slots, entity, effective, results, column):
                     results.status[i] = PENDING  # its event is not folded twice
                     return False
-            i = following_step
+            k += 1
     return True

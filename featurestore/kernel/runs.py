@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from featurestore.kernel.bare import move, wipe
 from featurestore.kernel.layout import (
     CLASS_BITS,
+    DIRTY_FIRST,
+    DIRTY_NEXT,
     FREE,
     HOP,
     KEEP,
@@ -46,6 +48,13 @@ def class_of(words: Words, h: int, t: int) -> int:
 
 
 @inlined
+def mark_dirty(words: Words, h: int) -> None:
+    """Chain a slot with those that were written to."""
+    if words[h + DIRTY_NEXT] < 0:
+        words[h + DIRTY_NEXT], words[DIRTY_FIRST] = words[DIRTY_FIRST], h
+
+
+@inlined
 def set_count(words: Words, h: int, t: int, count: int) -> None:
     """Say how many tiles or records the run has."""
     at = h + words[t + RUN] + 1
@@ -64,7 +73,7 @@ def search(words: Words, start: int, stride: int, low: int, high: int, wanted: i
     return low
 
 
-@compiled
+@inlined
 def place(words: Words, h: int, t: int, index: int) -> int:
     """How many tiles of the run lie before `index`."""
     start, stride, high = start_of(words, h, t), words[t + STRIDE], count_of(words, h, t)
@@ -77,7 +86,7 @@ def place(words: Words, h: int, t: int, index: int) -> int:
     return search(words, start, stride, low, high, index)
 
 
-@compiled
+@inlined
 def place_from(words: Words, h: int, t: int, near: int, index: int) -> int:
     """The same, looked for from where it was when `index` was less."""
     start, stride, count = start_of(words, h, t), words[t + STRIDE], count_of(words, h, t)
@@ -174,7 +183,7 @@ def make_room(words: Words, h: int, t: int, gone: int) -> None:
         enlarge(words, h, t, size_class + 1)
 
 
-@compiled
+@inlined
 def insert(words: Words, h: int, t: int, at: int, index: int) -> int:
     """Put a tile, which begins with `index`, before the `at`-th one of a run that is not full; returns its address."""
     count, stride = count_of(words, h, t), words[t + STRIDE]
@@ -187,7 +196,7 @@ def insert(words: Words, h: int, t: int, at: int, index: int) -> int:
     return first
 
 
-@compiled
+@inlined
 def tile(words: Words, h: int, t: int, time: int, newest: int) -> int:
     """Address of the tile that holds `time`, made when it is not there; 0 when no window can see it."""
     hop = words[t + HOP]
@@ -206,11 +215,26 @@ def tile(words: Words, h: int, t: int, time: int, newest: int) -> int:
 
 
 @inlined
+def _append(words: Words, h: int, t: int, time: int) -> int:
+    """Put a tile for `time`, which is newer than all others, at the end of a run; returns its address."""
+    run, stride, hop = h + words[t + RUN], words[t + STRIDE], words[t + HOP]
+    count, size_class = words[run + 1] >> CLASS_BITS, (words[run + 1] & 63) - 1
+    if size_class < 0 or count == words[words[SIZES] + size_class]:
+        make_room(words, h, t, place(words, h, t, (time - words[t + KEEP] + 1) // hop))
+        count = words[run + 1] >> CLASS_BITS
+    first = words[run] + count * stride
+    wipe(words, first, stride)
+    words[first] = time // hop
+    words[run + 1] += 1 << CLASS_BITS
+    return first
+
+
+@inlined
 def tile_of(words: Words, h: int, t: int, time: int, newest: int) -> int:
     """The same, for events that mostly fall into the newest tile."""
     run, hop = h + words[t + RUN], words[t + HOP]
     count = words[run + 1] >> CLASS_BITS
     at = words[run] + (count - 1) * words[t + STRIDE]
     if count == 0 or time < words[at] * hop or time - words[at] * hop >= hop:
-        at = tile(words, h, t, time, newest)
+        at = _append(words, h, t, time) if time == newest else tile(words, h, t, time, newest)
     return at

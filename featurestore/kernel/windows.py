@@ -28,6 +28,7 @@ from featurestore.kernel.layout import (
     CACHE_WORDS,
     CACHED,
     CLASS_BITS,
+    CURSORS,
     DELAY,
     EVENTS,
     GROUP_WORDS,
@@ -35,14 +36,17 @@ from featurestore.kernel.layout import (
     GROUPS_END,
     HOP,
     INT_MAX,
+    KEPT,
     KIND,
     LATEST,
     LENGTH,
+    MERGED,
     PARTITIONS,
     RUN,
     SCRATCH,
     SESSIONS,
     SIZES,
+    SPARE,
     STRIDE,
     SUMS_FREE,
     TILES,
@@ -61,14 +65,15 @@ if TYPE_CHECKING:
 
     from featurestore.kernel.layout import Reals, Words
 
-#: A window of no more tiles than these is merged anew each time, oldest to newest: in what order makes no difference.
-FEW = 3
+#: A window of no more closed tiles than these is merged anew each time: its cache would take more memory than they do.
+FEW = 6
 
 # Words of a group's cache: the newest tile of the window, the boundary, from and to which first time the window has
 # these tiles, where in the run its first tile and the boundary's lie; the sums of what came before the boundary
-# (address, size class, how many); how many after it are merged. Then all tiles but the newest, merged, and those of
-# them after the boundary. Of events the window's newest and its first time are not used, nor what is merged of all.
-_NEWEST, _BOUNDARY, _FROM, _TO, _FIRST, _MIDDLE, _SUMS, _CLASS, _LENGTH, _DONE, CACHE_HEAD = range(11)
+# (address, size class, how many); how many after it are merged; where all tiles but the newest are merged (0 for none).
+# Then room for these, and those of them after the boundary. Of events the window's newest and its first time are not
+# used, nor what is merged of all.
+_NEWEST, _BOUNDARY, _FROM, _TO, _FIRST, _MIDDLE, _SUMS, _CLASS, _LENGTH, _DONE, _CLOSED, CACHE_HEAD = range(12)
 
 
 @inlined
@@ -105,7 +110,10 @@ def _room_for_sums(words: Words, g: int, at: int, length: int) -> bool:
     if size_class >= 0 and words[sizes + size_class] >= length:
         return True
     needed = class_for(words, length)
-    if words[g + SUMS_FREE + needed] == 0 and words[USED] + words[sizes + needed] * stride > words.shape[0]:
+    if (
+        words[g + SUMS_FREE + needed] == 0
+        and words[USED] + words[sizes + needed] * stride > words.shape[0] - words[KEPT]
+    ):
         words[WANTED] = words[sizes + needed] * stride
         return False
     if size_class >= 0:
@@ -114,43 +122,48 @@ def _room_for_sums(words: Words, g: int, at: int, length: int) -> bool:
     return True
 
 
-@compiled
-def _prepend(words: Words, reals: Reals, t: int, to: int, item: int, rest: int) -> None:
-    """Merge into `to` a tile, or a record of an event, and all that comes after it (`rest`, 0 for nothing)."""
-    if words[t + KIND] == TILES:
-        move(words, to, item, words[t + ACC])
-    else:
+@inlined
+def _prepended(words: Words, reals: Reals, t: int, to: int, item: int, rest: int) -> int:
+    """Merge a tile, or a record of an event, and all that comes after it (`rest`, 0 for nothing): where that is."""
+    if words[t + KIND] != TILES:
         wipe(words, to, words[t + ACC])
         add_record(words, reals, t, to, item)
-    if rest:
-        merge(words, reals, t, to, rest)
+        item = to
+    if rest == 0:
+        return item
+    merge(words, reals, t, to, item, rest)
+    return to
 
 
 @compiled
-def _before(words: Words, reals: Reals, h: int, g: int, at: int, first: int, end: int, to: int) -> None:
-    """Merge items [first, end) of a run, newest to oldest, by way of the sums kept for the cache's boundary."""
+def _before(words: Words, reals: Reals, h: int, g: int, at: int, first: int, end: int, to: int) -> int:
+    """Where items [first, end) of a run are merged, newest to oldest, by way of the sums kept for the cache's boundary.
+
+    It is 0 for none, and may be `to`.
+    """
     t = words[g + TRACK]
     acc, stride, start, count = words[t + ACC], words[t + STRIDE], start_of(words, h, t), end - first
     if count <= 0:
-        wipe(words, to, acc)
-        return
-    if count > words[at + _LENGTH] and (count <= FEW or not _room_for_sums(words, g, at, count)):
-        spare, rest = words[SCRATCH] + 3 * words[ACC_MOST], ZERO
+        return ZERO
+    rest = ZERO
+    if count > words[at + _LENGTH] and (count <= 2 or not _room_for_sums(words, g, at, count)):
+        spare = words[SCRATCH] + SPARE * words[ACC_MOST]
         for i in range(end - 1, first - 1, -1):
-            _prepend(words, reals, t, spare, start + i * stride, rest)
-            rest, spare = spare, 2 * words[SCRATCH] + 7 * words[ACC_MOST] - spare
-        move(words, to, rest, acc)
-        return
+            rest = _prepended(words, reals, t, spare if i > first else to, start + i * stride, rest)
+            spare = 2 * words[SCRATCH] + (2 * SPARE + 1) * words[ACC_MOST] - spare
+        return rest
     if count > words[at + _LENGTH]:
-        rest = ZERO
         for i in range(count):
-            _prepend(words, reals, t, words[at + _SUMS] + i * acc, start + (end - 1 - i) * stride, rest)
-            rest = words[at + _SUMS] + i * acc
+            sums = words[at + _SUMS] + i * acc
+            made = _prepended(words, reals, t, sums, start + (end - 1 - i) * stride, rest)
+            if made != sums:
+                move(words, sums, made, acc)
+            rest = sums
         words[at + _LENGTH] = count
-    move(words, to, words[at + _SUMS] + (count - 1) * acc, acc)
+    return words[at + _SUMS] + (count - 1) * acc
 
 
-@compiled
+@inlined
 def _find_edges(words: Words, h: int, t: int, at: int, oldest: int) -> None:
     """Find the first tile not before `oldest`, and the first one not before the boundary.
 
@@ -168,7 +181,7 @@ def _find_edges(words: Words, h: int, t: int, at: int, oldest: int) -> None:
     words[at + _FROM], words[at + _TO] = oldest * hop, words[start + first * acc] * hop + (hop - 1)
 
 
-@compiled
+@inlined
 def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int) -> int:
     """Merge into the group's cache all tiles from the one of `first_time` on but the newest; the cache's address."""
     t = words[g + TRACK]
@@ -182,29 +195,59 @@ def _closed(words: Words, reals: Reals, h: int, g: int, first_time: int) -> int:
     oldest = first_time // words[t + HOP]
     _find_edges(words, h, t, at, oldest)
     first, middle, whole = words[at + _FIRST], words[at + _MIDDLE], oldest <= words[at + _BOUNDARY]
-    _before(words, reals, h, g, at, first, middle, at + CACHE_HEAD)
-    begin = middle + words[at + _DONE] if whole else first
-    if words[at + _DONE] == 0 or not whole:
-        wipe(words, after, acc)
-    for i in range(begin, last):
-        merge(words, reals, t, after, start + i * acc)
-    words[at + _NEWEST], words[at + _DONE] = newest, last - middle if whole else 0
-    merge(words, reals, t, at + CACHE_HEAD, after)
+    before = _before(words, reals, h, g, at, first, middle, at + CACHE_HEAD)
+    begin = middle if whole else first
+    done = begin + words[at + _DONE] if whole else begin
+    if done == begin < last:
+        move(words, after, start + begin * acc, acc)
+        done += 1
+    for i in range(done, last):
+        merge(words, reals, t, after, after, start + i * acc)
+    words[at + _NEWEST], words[at + _DONE] = newest, last - begin if whole else 0
+    words[at + _CLOSED] = after if begin < last else before
+    if before and begin < last:
+        merge(words, reals, t, at + CACHE_HEAD, before, after)
+        words[at + _CLOSED] = at + CACHE_HEAD
     fetch_closed(words, h, g)
     return at
 
 
-@compiled
-def _merge_few(words: Words, reals: Reals, t: int, to: int, first: int, last: int) -> None:
-    """Merge the tiles from address `first` to before `last`."""
+@inlined
+def _merged_few(words: Words, reals: Reals, t: int, to: int, first: int, last: int) -> int:
+    """Where the tiles from address `first` to before `last` are merged: at `to`, or the one tile itself."""
     acc = words[t + ACC]
-    move(words, to, first, acc)
     for at in range(first + acc, last, acc):
-        merge(words, reals, t, to, at)
+        merge(words, reals, t, to, first, at)
+        first = to
+    return first
 
 
 @inlined
-def tiles(words: Words, reals: Reals, h: int, g: int, first_time: int) -> tuple[int, int]:
+def _merged_anew(words: Words, reals: Reals, g: int, first: int, last: int) -> int:
+    """The same, in the order of a window: those before the boundary newest to oldest, then those after it."""
+    t = words[g + TRACK]
+    acc, spare, boundary = words[t + ACC], words[SCRATCH] + SPARE * words[ACC_MOST], words[last] // words[g + BLOCK]
+    boundary, middle, before = boundary * words[g + BLOCK], last, ZERO
+    while middle > first and words[middle - acc] >= boundary:
+        middle -= acc
+    for at in range(middle - acc, first - acc, -acc):
+        if before:
+            merge(words, reals, t, spare, at, before)
+            before, spare = spare, 2 * words[SCRATCH] + (2 * SPARE + 1) * words[ACC_MOST] - spare
+        else:
+            before = at
+    if middle == last:
+        return before
+    after = _merged_few(words, reals, t, spare, middle, last)
+    if before == 0:
+        return after
+    to = words[SCRATCH] + MERGED * words[ACC_MOST]
+    merge(words, reals, t, to, before, after)
+    return to
+
+
+@inlined
+def tiles(words: Words, reals: Reals, h: int, g: int, first_time: int) -> tuple[int, int, int]:
     """Tiles from the one of `first_time` to the newest: where all but the newest are merged, and the newest.
 
     The first is 0 for only one tile, both are 0 for none.
@@ -214,34 +257,28 @@ def tiles(words: Words, reals: Reals, h: int, g: int, first_time: int) -> tuple[
     count = words[run + 1] >> CLASS_BITS
     last = words[run] + (count - 1) * acc
     if count == 0 or words[last] * hop + (hop - 1) < first_time:
-        return ZERO, ZERO
-    if count <= FEW:
-        at = words[run]
-        while at < last and words[at] * hop + (hop - 1) < first_time:
-            at += acc
-        if at == last:
-            return ZERO, last
-        if at + acc == last:
-            return at, last
-        spare = words[SCRATCH] + 3 * words[ACC_MOST]
-        _merge_few(words, reals, t, spare, at, last)
-        return spare, last
+        return ZERO, ZERO, ZERO
+    if count <= FEW + 1:
+        first = words[run]
+        while first < last and words[first] * hop + (hop - 1) < first_time:
+            first += acc
+        if first == last:
+            return ZERO, last, INT_MAX
+        return _merged_anew(words, reals, g, first, last), last, words[first] * hop + (hop - 1)
     closed = words[h + CACHE] + words[g + CACHED]
     fresh = words[h + CACHE] != 0 and words[closed + _FROM] <= first_time <= words[closed + _TO]
     if not fresh or words[closed + _NEWEST] != words[last]:
         closed = _closed(words, reals, h, g, first_time)
-    return closed + CACHE_HEAD, last
+    return words[closed + _CLOSED], last, words[closed + _TO]
 
 
 @compiled
 def _merged_tiles(words: Words, reals: Reals, h: int, g: int, first_time: int, to: int) -> int:
     """The same, merged."""
-    closed, last = tiles(words, reals, h, g, first_time)
+    closed, last, _ = tiles(words, reals, h, g, first_time)
     if closed == 0:
         return last
-    if closed != to:
-        move(words, to, closed, words[words[g + TRACK] + ACC])
-    merge(words, reals, words[g + TRACK], to, last)
+    merge(words, reals, words[g + TRACK], to, closed, last)
     return to
 
 
@@ -253,8 +290,7 @@ def _delayed_tiles(words: Words, reals: Reals, h: int, g: int, as_of: int, to: i
     first, end = place(words, h, t, (as_of - words[g + LENGTH] + 1) // hop), place(words, h, t, as_of // hop + 1)
     if first >= end:
         return 0
-    _merge_few(words, reals, t, to, start + first * acc, start + end * acc)
-    return to
+    return _merged_few(words, reals, t, to, start + first * acc, start + end * acc)
 
 
 @compiled
@@ -270,7 +306,7 @@ def _delayed_events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: 
     return to
 
 
-@compiled
+@inlined
 def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> int:
     """The events of an exact window."""
     t, first_time = words[g + TRACK], as_of - words[g + LENGTH] + 1
@@ -294,8 +330,7 @@ def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> 
     words[at + _DONE] = count - middle if whole else 0
     if first == middle:
         return after
-    _before(words, reals, h, g, at, first, middle, to)
-    merge(words, reals, t, to, after)
+    merge(words, reals, t, to, _before(words, reals, h, g, at, first, middle, to), after)
     fetch_closed(words, h, g)
     return to
 
@@ -304,7 +339,7 @@ def _events(words: Words, reals: Reals, h: int, g: int, as_of: int, to: int) -> 
 def _latest(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, g: int) -> int:
     """The last events by (time, partition, offset), folded oldest to newest."""
     t, to = words[g + TRACK], words[SCRATCH]
-    first, end = latest_records(words, slots, entity, g, to + 5 * words[ACC_MOST])
+    first, end = latest_records(words, slots, entity, g, to + CURSORS * words[ACC_MOST])
     wipe(words, to, words[t + ACC])
     for i in range(first, end):
         add_record(words, reals, t, to, words[i])
@@ -337,8 +372,6 @@ def gathered(words: Words, reals: Reals, slots: NDArray[np.int64], entity: int, 
         if base == 0:
             base, room = at, to + words[ACC_MOST]
             continue
-        if base != to:
-            move(words, to, base, words[t + ACC])
-            base = to
-        merge(words, reals, t, to, at)
+        merge(words, reals, t, to, base, at)
+        base = to
     return base

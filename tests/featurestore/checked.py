@@ -80,6 +80,7 @@ def main():
     Plan.memory = spoilt(Plan.memory, layout.USED)
     tests = [
         "tests/featurestore/test_engine.py",
+        "tests/featurestore/test_stretches.py",
         "-k",
         "equals_the_oracle or no_cut_into_batches or written_and_no_other",
     ]

@@ -161,8 +161,14 @@ class Algebra:
     def merged(self, first, *others):
         to = self.put(0, first)
         for other in others:
-            merge(self.words, self.reals, self.track, to, self.put(1, other))
+            merge(self.words, self.reals, self.track, to, to, self.put(1, other))
         return self.got(to)
+
+    def merged_elsewhere(self, first, second):
+        """What is merged where nothing of either lies, and what is left of these."""
+        to, a, b = self.put(2, np.full(self.size, 7, np.int64)), self.put(0, first), self.put(1, second)
+        merge(self.words, self.reals, self.track, to, a, b)
+        return self.got(to), self.got(a), self.got(b)
 
     def finished(self, accumulator, before=None):
         """Features by name, asked for a minute after the last event; with `before` by bundles of the two at once."""
@@ -212,6 +218,20 @@ def test_merging_with_nothing_changes_no_bit(name, events):
     made_of = algebra.folded(events)
     assert algebra.merged(algebra.empty, made_of).tolist() == made_of.tolist()
     assert algebra.merged(made_of, algebra.empty).tolist() == made_of.tolist()
+
+
+@laws
+@settings(max_examples=100)
+@given(events=histories(), end=st.integers(0, 12))
+def test_merging_elsewhere_gives_the_same_bits_and_leaves_both_as_they_are(name, events, end):
+    algebra = algebra_of(name)
+    a, b = algebra.folded(events[:end]), algebra.folded(events[end:])
+    merged, left, right = algebra.merged_elsewhere(a, b)
+    assert (merged[1:].tolist(), left.tolist(), right.tolist()) == (
+        algebra.merged(a, b)[1:].tolist(),
+        a.tolist(),
+        b.tolist(),
+    )
 
 
 @laws

@@ -20,7 +20,7 @@ def test_no_index_lies_outside_of_its_array():
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4_000:]
-    assert done.stdout.startswith("... ")
+    assert done.stdout.startswith("..... ")
 
 
 def made_in(function):
