@@ -18,7 +18,7 @@ from featurestore.kernel.layout import (
     compiled,
     inlined,
 )
-from featurestore.kernel.primitives import added_real
+from featurestore.kernel.primitives import added_real, merged_moments
 
 if TYPE_CHECKING:
     from featurestore.kernel.layout import Reals, Words
@@ -88,24 +88,33 @@ def finish_bundle(words: Words, reals: Reals, out: int, a: int, b: int, results:
     Of floats also from what that at `a` (0 for none) and `b` come to, to the bit as `primitives.merge_one` has it.
     """
     a, b = a + words[out + OUT_WORD] if a else b + words[out + OUT_WORD], b + words[out + OUT_WORD]
-    na, nb, wraps = words[a], words[b], ZERO
+    na, nb, whole, wraps = words[a], words[b], ZERO, ZERO
     if a == b or na == 0 or nb == 0:
         w = a if nb == 0 else b
         n, total, squares, low, high = words[w], reals[w + 1] + reals[w + 2], reals[w + 6], words[w + 3], words[w + 4]
         if words[out + CODE] == BUNDLE_INT:
             whole, wraps = words[w + 1], words[w + 2]
             total = whole + wraps * TWO_TO_64
-        else:
-            whole = ZERO
     else:
-        whole = ZERO
         total, more = added_real(reals[a + 1], reals[a + 2], reals[b + 1])
         total += more + reals[b + 2]
-        delta, n = reals[b + 5] - reals[a + 5], na + nb
-        squares = reals[a + 6] + (reals[b + 6] + delta * delta * (na * (nb / n)))
+        n = na + nb
+        _, squares = merged_moments(reals[a + 5], reals[a + 6], reals[b + 5], reals[b + 6], na, nb)
         low = words[b + 3] if reals[b + 3] < reals[a + 3] else words[a + 3]
         high = words[b + 4] if reals[b + 4] > reals[a + 4] else words[a + 4]
     _write(words, out, n, whole, wraps, total, low, high, squares, results, column)
+
+
+@inlined
+def finish_simple(words: Words, reals: Reals, out: int, a: int, b: int, results: Results, column: int) -> None:
+    """Write what an out of a SIMPLE group says of what the accumulators at `a` (0 for none) and `b` come to."""
+    if words[out + CODE] == COUNT:
+        n = words[b + words[out + OUT_N]]
+        if a:
+            n += words[a + words[out + OUT_N]]
+        results.words[words[out + OUTPUT], column] = n
+    else:
+        finish_bundle(words, reals, out, a, b, results, column)
 
 
 @compiled

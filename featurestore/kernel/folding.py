@@ -58,7 +58,7 @@ def _added(words: Words, reals: Reals, inputs: Inputs, t: int, at: int, row: int
 
 
 # Within the loop over tiles a call would cost as much as the work.
-add_input, add_input_apart = inlined(_added), compiled(_added)
+add_input, _add_input_apart = inlined(_added), compiled(_added)
 
 
 @inlined
@@ -123,7 +123,7 @@ def _fold_session(words: Words, reals: Reals, inputs: Inputs, h: int, t: int, ro
         words[insert(words, h, t, i, time) + 1] = time
     at = start_of(words, h, t) + i * stride
     words[at], words[at + 1] = min(words[at], time), max(words[at + 1], time)
-    add_input_apart(words, reals, inputs, t, at, row, time)
+    _add_input_apart(words, reals, inputs, t, at, row, time)
     if i + 1 < count_of(words, h, t) and words[at + stride] - words[at + 1] <= gap:
         words[at + 1] = words[at + stride + 1]
         merge(words, reals, t, at, at, at + stride)

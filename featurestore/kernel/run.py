@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from featurestore.kernel.bags import fold_bags
 from featurestore.kernel.bare import bared, fetch, flat, wipe
-from featurestore.kernel.finishes import COUNT, finish_bundle, finish_out
+from featurestore.kernel.finishes import finish_out, finish_simple
 from featurestore.kernel.folding import add_input, fold_apart, forget, would_overflow
 from featurestore.kernel.layout import (
     ACC_MOST,
@@ -17,7 +17,6 @@ from featurestore.kernel.layout import (
     CHECKS,
     CLASS_BITS,
     CLOCKS,
-    CODE,
     DELAY,
     DIRTY_NEXT,
     EMPTY,
@@ -44,9 +43,7 @@ from featurestore.kernel.layout import (
     LENGTH,
     LONGEST,
     NEWEST,
-    OUT_N,
     OUT_WORDS,
-    OUTPUT,
     OVERFLOW,
     PARENT,
     PARTITION,
@@ -314,13 +311,8 @@ def run(
                     base = words[SCRATCH] + EMPTY * words[ACC_MOST]
                 out = words[g + FIRST_OUT]
                 while out < words[g + END_OUT]:
-                    if words[g + SIMPLE] and words[out + CODE] != COUNT:
-                        finish_bundle(words, reals, out, closed, base, results, column)
-                    elif words[g + SIMPLE]:
-                        n = words[base + words[out + OUT_N]]
-                        if closed:
-                            n += words[closed + words[out + OUT_N]]
-                        results.words[words[out + OUTPUT], column] = n
+                    if words[g + SIMPLE]:
+                        finish_simple(words, reals, out, closed, base, results, column)
                     else:
                         finish_out(words, reals, out, base, effective - words[g + DELAY], results, column)
                     out += OUT_WORDS

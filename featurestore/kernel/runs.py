@@ -217,16 +217,10 @@ def tile(words: Words, h: int, t: int, time: int, newest: int) -> int:
 @inlined
 def _append(words: Words, h: int, t: int, time: int) -> int:
     """Put a tile for `time`, which is newer than all others, at the end of a run; returns its address."""
-    run, stride, hop = h + words[t + RUN], words[t + STRIDE], words[t + HOP]
-    count, size_class = words[run + 1] >> CLASS_BITS, (words[run + 1] & 63) - 1
-    if size_class < 0 or count == words[words[SIZES] + size_class]:
+    hop = words[t + HOP]
+    if is_full(words, h, t):
         make_room(words, h, t, place(words, h, t, (time - words[t + KEEP] + 1) // hop))
-        count = words[run + 1] >> CLASS_BITS
-    first = words[run] + count * stride
-    wipe(words, first, stride)
-    words[first] = time // hop
-    words[run + 1] += 1 << CLASS_BITS
-    return first
+    return insert(words, h, t, count_of(words, h, t), time // hop)
 
 
 @inlined

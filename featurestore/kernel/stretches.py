@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore.kernel.bare import flat
-from featurestore.kernel.finishes import COUNT, finish_bundle
+from featurestore.kernel.finishes import finish_simple
 from featurestore.kernel.layout import (
     ACC,
     ACC_MOST,
@@ -33,9 +33,7 @@ from featurestore.kernel.layout import (
     NOTED,
     NOTES,
     OP_WORDS,
-    OUT_N,
     OUT_WORDS,
-    OUTPUT,
     PARTITIONS,
     RESERVE,
     SCRATCH,
@@ -103,7 +101,7 @@ def _room_for_stretch(words: Words, h: int, steps: Steps, order: Order, begin: i
 
 @inlined
 def _count(
-    words: Words, o: int, tile: int, inputs: Inputs, steps: Steps, order: Order, k: int, end: int, note: int, size: int
+    words: Words, o: int, tile: int, inputs: Inputs, steps: Steps, order: Order, k: int, end: int, note: int, acc: int
 ) -> None:
     """Count events of a tile."""
     w, lane, valid = tile + words[o + WORD], words[o + LANE] * inputs.valid.shape[1], flat(inputs.valid)
@@ -111,7 +109,7 @@ def _count(
     for j in range(k, end):
         n += valid[lane + steps.row[order[j]]]
         words[note] = n
-        note += size
+        note += acc
     words[w] = n
 
 
@@ -127,7 +125,7 @@ def _add_stats(
     k: int,
     end: int,
     note: int,
-    size: int,
+    acc: int,
 ) -> None:
     """Fold events into a tile's STATS_FLOAT, as `primitives.add_one` does."""
     w, lane, note = tile + words[o + WORD], words[o + LANE] * inputs.valid.shape[1], note + words[o + WORD]
@@ -150,7 +148,7 @@ def _add_stats(
             mean, squares = added_moments(mean, squares, n, value)
         words[note], reals[note + 1], reals[note + 2], reals[note + 3] = n, total, more, low
         reals[note + 4], reals[note + 5], reals[note + 6] = high, mean, squares
-        note += size
+        note += acc
     words[w], reals[w + 1], reals[w + 2], reals[w + 3] = n, total, more, low
     reals[w + 4], reals[w + 5], reals[w + 6] = high, mean, squares
 
@@ -178,15 +176,9 @@ def _finish(
         out = words[g + FIRST_OUT]
         while out < words[g + END_OUT]:
             note = notes
-            if words[out + CODE] != COUNT:
-                for j in range(k, stop):
-                    finish_bundle(words, reals, out, closed, note, results, ZERO + order[j])
-                    note += acc
-            else:
-                n = words[closed + words[out + OUT_N]] if closed else ZERO
-                for j in range(k, stop):
-                    results.words[words[out + OUTPUT], ZERO + order[j]] = n + words[note + words[out + OUT_N]]
-                    note += acc
+            for j in range(k, stop):
+                finish_simple(words, reals, out, closed, note, results, ZERO + order[j])
+                note += acc
             out += OUT_WORDS
         notes += (stop - k) * acc
         k = stop
@@ -207,8 +199,7 @@ def _fold_all(
     """Fold the events in these places of the order, and finish the slot's windows after each of them."""
     g, t, notes = words[GROUPS], words[TRACKS], words[SCRATCH] + NOTES * words[ACC_MOST]
     while t < words[TRACKS_END]:
-        k, hop, size = begin, words[t + HOP], words[t + ACC]
-        first = g
+        k, hop, acc, first = begin, words[t + HOP], words[t + ACC], g
         while k < end:
             time = steps.time[order[k]]
             tile = tile_of(words, h, t, time, time)
@@ -218,9 +209,9 @@ def _fold_all(
             o = words[t + FIRST_OP]
             while o < words[t + END_OP]:
                 if words[o + CODE] == STATS_FLOAT:
-                    _add_stats(words, reals, o, tile, inputs, steps, order, k, stop, notes, size)
+                    _add_stats(words, reals, o, tile, inputs, steps, order, k, stop, notes, acc)
                 else:
-                    _count(words, o, tile, inputs, steps, order, k, stop, notes, size)
+                    _count(words, o, tile, inputs, steps, order, k, stop, notes, acc)
                 o += OP_WORDS
             g = first
             while g < words[GROUPS_END] and words[g + TRACK] == t:

@@ -136,6 +136,19 @@ def _prepended(words: Words, reals: Reals, t: int, to: int, item: int, rest: int
 
 
 @compiled
+def _merged_back(words: Words, reals: Reals, t: int, to: int, first: int, end: int) -> int:
+    """Where the items from address `first` to before `end` are merged, newest to oldest.
+
+    That is `to`, or the one tile itself; 0 for none.
+    """
+    rest, spare, stride = ZERO, words[SCRATCH] + SPARE * words[ACC_MOST], words[t + STRIDE]
+    for item in range(end - stride, first - stride, -stride):
+        rest = _prepended(words, reals, t, spare if item > first else to, item, rest)
+        spare = 2 * words[SCRATCH] + (2 * SPARE + 1) * words[ACC_MOST] - spare
+    return rest
+
+
+@compiled
 def _before(words: Words, reals: Reals, h: int, g: int, at: int, first: int, end: int, to: int) -> int:
     """Where items [first, end) of a run are merged, newest to oldest, by way of the sums kept for the cache's boundary.
 
@@ -145,14 +158,10 @@ def _before(words: Words, reals: Reals, h: int, g: int, at: int, first: int, end
     acc, stride, start, count = words[t + ACC], words[t + STRIDE], start_of(words, h, t), end - first
     if count <= 0:
         return ZERO
-    rest = ZERO
     if count > words[at + _LENGTH] and (count <= 2 or not _room_for_sums(words, g, at, count)):
-        spare = words[SCRATCH] + SPARE * words[ACC_MOST]
-        for i in range(end - 1, first - 1, -1):
-            rest = _prepended(words, reals, t, spare if i > first else to, start + i * stride, rest)
-            spare = 2 * words[SCRATCH] + (2 * SPARE + 1) * words[ACC_MOST] - spare
-        return rest
+        return _merged_back(words, reals, t, to, start + first * stride, start + end * stride)
     if count > words[at + _LENGTH]:
+        rest = ZERO
         for i in range(count):
             sums = words[at + _SUMS] + i * acc
             made = _prepended(words, reals, t, sums, start + (end - 1 - i) * stride, rest)
@@ -225,23 +234,16 @@ def _merged_few(words: Words, reals: Reals, t: int, to: int, first: int, last: i
 @inlined
 def _merged_anew(words: Words, reals: Reals, g: int, first: int, last: int) -> int:
     """The same, in the order of a window: those before the boundary newest to oldest, then those after it."""
-    t = words[g + TRACK]
-    acc, spare, boundary = words[t + ACC], words[SCRATCH] + SPARE * words[ACC_MOST], words[last] // words[g + BLOCK]
-    boundary, middle, before = boundary * words[g + BLOCK], last, ZERO
-    while middle > first and words[middle - acc] >= boundary:
-        middle -= acc
-    for at in range(middle - acc, first - acc, -acc):
-        if before:
-            merge(words, reals, t, spare, at, before)
-            before, spare = spare, 2 * words[SCRATCH] + (2 * SPARE + 1) * words[ACC_MOST] - spare
-        else:
-            before = at
+    t, to = words[g + TRACK], words[SCRATCH] + MERGED * words[ACC_MOST]
+    boundary, middle = words[last] // words[g + BLOCK] * words[g + BLOCK], last
+    while middle > first and words[middle - words[t + ACC]] >= boundary:
+        middle -= words[t + ACC]
+    before = _merged_back(words, reals, t, to, first, middle)
     if middle == last:
         return before
-    after = _merged_few(words, reals, t, spare, middle, last)
+    after = _merged_few(words, reals, t, words[SCRATCH] + SPARE * words[ACC_MOST], middle, last)
     if before == 0:
         return after
-    to = words[SCRATCH] + MERGED * words[ACC_MOST]
     merge(words, reals, t, to, before, after)
     return to
 
@@ -250,7 +252,7 @@ def _merged_anew(words: Words, reals: Reals, g: int, first: int, last: int) -> i
 def tiles(words: Words, reals: Reals, h: int, g: int, first_time: int) -> tuple[int, int, int]:
     """Tiles from the one of `first_time` to the newest: where all but the newest are merged, and the newest.
 
-    The first is 0 for only one tile, both are 0 for none.
+    The first is 0 for only one tile, both are 0 for none. And up to which first time these are the same.
     """
     t = words[g + TRACK]
     hop, acc, run = words[t + HOP], words[t + ACC], h + words[t + RUN]
