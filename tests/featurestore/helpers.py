@@ -6,13 +6,14 @@ import numpy as np
 import polars as pl
 from numba import njit
 
-from featurestore import Entity, Source, kernel, view
+from featurestore import Entity, Source, kernel, oracle, view
 from featurestore.engine import NO_ENTITY, ViewState, words_of
 from featurestore.expressions import TYPES
 from featurestore.frames import META, checked_events, entity_codes, feature_columns, lane_inputs, with_derived
 from featurestore.kernel import Steps
 from featurestore.keys import encode_entity
 from featurestore.plan import compiled
+from tests.featurestore.closeness import assert_close
 
 STATUSES = ("folded", "late", "overflow", "keyless")
 PARTITIONS = 3
@@ -93,6 +94,15 @@ def values_of(plan, results, step, texts=None):
     values = {feature.name: columns[feature.name][0].as_py() for feature in plan.outputs}
     maps = {f.name for f in plan.outputs if f.type.startswith("map") and values[f.name] is not None}
     return {name: dict(value) if name in maps else value for name, value in values.items()}
+
+
+def assert_features(state, results, step, events, want):
+    """Those of a step are close to what the oracle says of the events so far."""
+    got = values_of(state.plan, results, step, state.texts)
+    assert got.keys() == want.keys()
+    for feature in state.plan.view.stored:
+        inputs = [value for value in oracle.inputs(feature, events) if value is not None]
+        assert_close(got[feature.name], want[feature.name], feature, inputs)
 
 
 def fold(state, *, partition=0, first=0, times=None, **columns):

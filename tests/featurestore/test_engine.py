@@ -54,13 +54,14 @@ from featurestore.frames import lane_inputs
 from featurestore.kernel import Steps, compacting, layout
 from featurestore.keys import encode_entity
 from featurestore.plan import compiled
-from tests.featurestore.closeness import INT64, REAL, WHOLE, assert_close
+from tests.featurestore.closeness import INT64, REAL, WHOLE
 from tests.featurestore.helpers import (
     KEY,
     NOON,
     PARTITIONS,
     SOURCE,
     STATUSES,
+    assert_features,
     bits,
     do,
     event,
@@ -71,7 +72,6 @@ from tests.featurestore.helpers import (
     restored,
     state_of,
     stored,
-    values_of,
     within,
 )
 
@@ -200,11 +200,7 @@ def test_the_engine_equals_the_oracle(scenario):
             each = (oracle.key(chosen, each), each["_time"])  # noqa: PLW2901
         effective, want = oracle.features(chosen, events, *each)
         assert results.effective[step] == effective
-        got = values_of(state.plan, results, step, state.texts)
-        assert got.keys() == want.keys()
-        for feature in chosen.stored:
-            inputs = [value for value in oracle.inputs(feature, events) if value is not None]
-            assert_close(got[feature.name], want[feature.name], feature, inputs)
+        assert_features(state, results, step, events, want)
 
 
 CUTS = st.lists(st.tuples(st.integers(0, 20), st.sampled_from(["go on", "restart", "compact"])), max_size=6)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from featurestore import Count, Last, Max, Mean, Min, Std, Sum, Var, col, oracle, session, window
 from featurestore.kernel import layout
 from featurestore.plan import compiled
-from tests.featurestore.closeness import REAL, assert_close
-from tests.featurestore.helpers import NOON, bits, do, event, made, numbered, state_of, stored, values_of
+from tests.featurestore.closeness import REAL
+from tests.featurestore.helpers import NOON, assert_features, bits, do, event, made, numbered, state_of, stored
 
 FEATURES = {
     "n": Count(),
@@ -86,10 +86,7 @@ def test_a_plain_view_equals_the_oracle(events):
     for step, each in enumerate(events):
         if results.status[step] == layout.FOLDED:
             _, want = oracle.features(PLAIN, events[: step + 1], (each["k"],), each["_time"])
-            got = values_of(state.plan, results, step, state.texts)
-            for feature in PLAIN.stored:
-                inputs = [value for value in oracle.inputs(feature, events[: step + 1]) if value is not None]
-                assert_close(got[feature.name], want[feature.name], feature, inputs)
+            assert_features(state, results, step, events[: step + 1], want)
 
 
 @settings(max_examples=50, deadline=None)
