@@ -66,9 +66,12 @@ def add_int(words: Words, w: int, value: int, wraps: int) -> None:
 
 @inlined
 def added_moments(mean: float, squares: float, n: int, value: float) -> tuple[float, float]:
-    """A mean and the sum of squares about it with the n-th value."""
+    """A mean and the sum of squares about it with the n-th value.
+
+    1 / n waits for nothing; a division of delta, on which the next value waits, would take longer than all the rest.
+    """
     delta = value - mean
-    mean += delta / n
+    mean += delta * (1.0 / n)
     return mean, squares + delta * (value - mean)
 
 
@@ -83,8 +86,8 @@ def merged_moments(
     mean: float, squares: float, other: float, other_squares: float, na: int, nb: int
 ) -> tuple[float, float]:
     """Mean and squares of `na` values with those of `nb` others; neither are none."""
-    delta, n = other - mean, na + nb
-    return mean + delta * nb / n, squares + (other_squares + delta * delta * (na * (nb / n)))
+    delta, part = other - mean, nb / (na + nb)
+    return mean + delta * part, squares + (other_squares + delta * delta * (na * part))
 
 
 @inlined

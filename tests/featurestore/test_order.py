@@ -23,7 +23,7 @@ def summed(total, more, value):
 def add(tile, value):
     n, total, more, mean, squares = tile
     delta, (total, more) = value - mean, summed(total, more, value)
-    mean += delta / (n + 1)
+    mean += delta * (1 / (n + 1))
     return n + 1, total, more, mean, squares + delta * (value - mean)
 
 
@@ -31,7 +31,7 @@ def merge(a, b):
     if a[0] == 0 or b[0] == 0:
         return b if a[0] == 0 else a
     (total, more), delta, n = summed(a[1], a[2], b[1]), b[3] - a[3], a[0] + b[0]
-    return n, total, more + b[2], a[3] + delta * b[0] / n, a[4] + (b[4] + delta * delta * (a[0] * (b[0] / n)))
+    return n, total, more + b[2], a[3] + delta * (b[0] / n), a[4] + (b[4] + delta * delta * (a[0] * (b[0] / n)))
 
 
 def backwards(tiles):
