@@ -255,9 +255,11 @@ def run(
                 h = slots[entity, partition]
                 if h == 0:
                     h = slots[entity, partition] = new_slot(words, entity, partition)
-                if emit and words[PLAIN] and stop - k > 1:
+                if words[PLAIN] and stop - k > 1:
                     free = room - words[USED] - margin * words[LONGEST]
-                    ahead = fold_stretch(words, reals, slots, h, steps, inputs, results, flat(order), k, stop, free)
+                    ahead = fold_stretch(
+                        words, reals, slots, h, steps, inputs, results, flat(order), k, stop, free, emit
+                    )
                     if words[WANTED] > 0:
                         return False
                     if ahead > k:

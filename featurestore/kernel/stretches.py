@@ -66,16 +66,16 @@ if TYPE_CHECKING:
 
 @inlined
 def _end_of_stretch(
-    words: Words, slots: NDArray[np.int64], h: int, steps: Steps, order: Order, begin: int, end: int
+    words: Words, slots: NDArray[np.int64], h: int, steps: Steps, order: Order, begin: int, end: int, emit: bool
 ) -> int:
     """Up to which place of the order, from `begin` on, the steps are events that go to slot `h` one after the other.
 
-    There are none if the entity has more slots than that one.
+    Where features are wanted there are none if the entity has more slots than that one.
     """
     first, newest, last_offset = ZERO + order[begin], words[h + NEWEST], words[h + LAST_OFFSET]
     partition = steps.partition[first]
     for p in range(words[PARTITIONS]):
-        if p != partition and slots[steps.entity[first], p]:
+        if emit and p != partition and slots[steps.entity[first], p]:
             return begin
     for k in range(begin, end):
         i = ZERO + order[k]
@@ -101,15 +101,26 @@ def _room_for_stretch(words: Words, h: int, steps: Steps, order: Order, begin: i
 
 @inlined
 def _count(
-    words: Words, o: int, tile: int, inputs: Inputs, steps: Steps, order: Order, k: int, end: int, note: int, acc: int
+    words: Words,
+    o: int,
+    tile: int,
+    inputs: Inputs,
+    steps: Steps,
+    order: Order,
+    k: int,
+    end: int,
+    note: int,
+    acc: int,
+    emit: bool,
 ) -> None:
     """Count events of a tile."""
     w, lane, valid = tile + words[o + WORD], words[o + LANE] * inputs.valid.shape[1], flat(inputs.valid)
     n, note = words[w], note + words[o + WORD]
     for j in range(k, end):
         n += valid[lane + steps.row[order[j]]]
-        words[note] = n
-        note += acc
+        if emit:
+            words[note] = n
+            note += acc
     words[w] = n
 
 
@@ -126,6 +137,7 @@ def _add_stats(
     end: int,
     note: int,
     acc: int,
+    emit: bool,
 ) -> None:
     """Fold events into a tile's STATS_FLOAT, as `primitives.add_one` does."""
     w, lane, note = tile + words[o + WORD], words[o + LANE] * inputs.valid.shape[1], note + words[o + WORD]
@@ -146,9 +158,10 @@ def _add_stats(
             total, more = added_real(total, more, value)
             low, high = (value, value) if n == 1 else (min(low, value), max(high, value))
             mean, squares = added_moments(mean, squares, n, value)
-        words[note], reals[note + 1], reals[note + 2], reals[note + 3] = n, total, more, low
-        reals[note + 4], reals[note + 5], reals[note + 6] = high, mean, squares
-        note += acc
+        if emit:
+            words[note], reals[note + 1], reals[note + 2], reals[note + 3] = n, total, more, low
+            reals[note + 4], reals[note + 5], reals[note + 6] = high, mean, squares
+            note += acc
     words[w], reals[w + 1], reals[w + 2], reals[w + 3] = n, total, more, low
     reals[w + 4], reals[w + 5], reals[w + 6] = high, mean, squares
 
@@ -195,8 +208,9 @@ def _fold_all(
     order: Order,
     begin: int,
     end: int,
+    emit: bool,
 ) -> None:
-    """Fold the events in these places of the order, and finish the slot's windows after each of them."""
+    """Fold the events in these places of the order; if features are wanted, finish the windows after each of them."""
     g, t, notes = words[GROUPS], words[TRACKS], words[SCRATCH] + NOTES * words[ACC_MOST]
     while t < words[TRACKS_END]:
         k, hop, acc, first = begin, words[t + HOP], words[t + ACC], g
@@ -209,19 +223,20 @@ def _fold_all(
             o = words[t + FIRST_OP]
             while o < words[t + END_OP]:
                 if words[o + CODE] == STATS_FLOAT:
-                    _add_stats(words, reals, o, tile, inputs, steps, order, k, stop, notes, acc)
+                    _add_stats(words, reals, o, tile, inputs, steps, order, k, stop, notes, acc, emit)
                 else:
-                    _count(words, o, tile, inputs, steps, order, k, stop, notes, acc)
+                    _count(words, o, tile, inputs, steps, order, k, stop, notes, acc, emit)
                 o += OP_WORDS
             g = first
-            while g < words[GROUPS_END] and words[g + TRACK] == t:
+            while emit and g < words[GROUPS_END] and words[g + TRACK] == t:
                 _finish(words, reals, h, g, steps, results, order, k, stop, notes)
                 g += GROUP_WORDS
             k = stop
         t += TRACK_WORDS
     for k in range(begin, end):
         results.status[order[k]] = FOLDED
-        results.effective[order[k]] = steps.time[order[k]]
+        if emit:
+            results.effective[order[k]] = steps.time[order[k]]
     words[h + NEWEST], words[h + LAST_OFFSET] = steps.time[order[end - 1]], steps.offset[order[end - 1]]
 
 
@@ -238,12 +253,13 @@ def fold_stretch(
     begin: int,
     end: int,
     free: int,
+    emit: bool,
 ) -> int:
     """Fold those of the steps, from the one in place `begin` on, that make a stretch; the place after the last of them.
 
     That is `begin` for less than two, and when more than `free` words may be needed, which are WANTED then.
     """
-    stop = _end_of_stretch(words, slots, h, steps, order, begin, end)
+    stop = _end_of_stretch(words, slots, h, steps, order, begin, end, emit)
     if stop < begin + 2:
         return begin
     need = _room_for_stretch(words, h, steps, order, begin, stop)
@@ -252,6 +268,6 @@ def fold_stretch(
         return begin
     mark_dirty(words, h)
     words[KEPT] = need + words[RESERVE]
-    _fold_all(words, reals, h, steps, inputs, results, order, begin, stop)
+    _fold_all(words, reals, h, steps, inputs, results, order, begin, stop, emit)
     words[KEPT] = 0
     return stop

@@ -118,9 +118,9 @@ def fold(state, *, partition=0, first=0, times=None, **columns):
     return state
 
 
-def bits(state, work):
+def bits(state, work, *, emit=True):
     """All that comes of doing work, as plain data; what is null has no bits."""
-    results = do(state, work)
+    results = do(state, work, emit=emit)
     columns = feature_columns(state.plan, results, state.texts)
     words = np.where(results.valid, results.words, 0).T.tolist()
     for j, feature in enumerate(state.plan.outputs):
