@@ -16,6 +16,7 @@ from featurestore.grafting import Graft
 from featurestore.kernel import Results, Steps, layout
 from featurestore.kernel import primitives as prim
 from featurestore.planned import Plan
+from featurestore.values import frozen
 
 Bools = NDArray[np.bool_]
 
@@ -74,7 +75,7 @@ def late_events(plan: Plan, events: pl.DataFrame, partitions: int) -> Bools:
     rows = np.arange(count)
     results = Results(nothing, nothing.view(np.float64), nothing != 0, rows.copy(), np.zeros(count, np.int8), rows[:0])
     steps = Steps(rows, rows, *_columns(events))
-    kernel.sort_out(plan.memory(partitions, []), steps, results, False)
+    kernel.sort_out(plan.memory(partitions, []), Steps(*map(frozen, steps)), results, False)
     return np.equal(results.status, kernel.LATE)
 
 

@@ -145,11 +145,11 @@ class ViewState:
         its status.
         """
         results = self._room_for(len(steps.row))
-        # Numba compiles anew for arrays that it may not write to, as Polars gives them.
-        steps = Steps(*(np.require(array, np.int64, ["C", "W"]) for array in steps))
         if len(reads := np.flatnonzero(steps.row < 0)):
             steps = steps._replace(row=steps.row.copy())
             steps.row[reads] = ~reads
+        # Numba compiles anew for arrays that it may write to; those that Polars gives are none.
+        steps = Steps(*(frozen(np.ascontiguousarray(array, np.int64)) for array in steps))
         kernel.sort_out(self._words, steps, results, emit)
         results = self._done(steps, inputs, results, emit=emit)
         return results._replace(items=results.items[: self._words[layout.ITEMS]])
@@ -159,15 +159,15 @@ class ViewState:
         results = self._room_for(reads)
         for steps in parts:
             status = np.full(len(steps.row), layout.PENDING, np.int8)
-            results = self._done(steps, inputs, results._replace(status=status), emit=False)
+            results = self._done(Steps(*map(frozen, steps)), inputs, results._replace(status=status), emit=False)
         return results._replace(items=results.items[: self._words[layout.ITEMS]])
 
     def _room_for(self, count: int) -> Results:
         """Results of so many steps, in which every feature is there until one is not."""
         words, valid = flagged(len(self.plan.outputs), count)
-        effective, status = np.zeros(count, np.int64), np.zeros(count, np.int8)
+        (effective,), status = matrix(1, count, np.int64), np.zeros(count, np.int8)
         items = np.zeros(1 + ITEMS * count if self.plan.bags else 1, np.int64)
-        valid[:], self._words[layout.ITEMS] = True, 1  # at 0 is what has no entries
+        valid[:], effective[:], self._words[layout.ITEMS] = True, 0, 1  # at 0 is what has no entries
         return Results(words, words.view(np.float64), valid, effective, status, items)
 
     def _done(self, steps: Steps, inputs: Inputs, results: Results, *, emit: bool) -> Results:

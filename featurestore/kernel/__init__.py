@@ -7,7 +7,7 @@ expire it: a tile out of every window is dropped whole.
 from featurestore.kernel.blobs import encode, end_of_runs, knows_all, load, sizes_of, take_dirty
 from featurestore.kernel.compacting import compact
 from featurestore.kernel.layout import FOLDED, FORMAT, HEAD, KEYLESS, LATE, OVERFLOW, Inputs, Results, Steps
-from featurestore.kernel.ordering import ascends, next_steps, numbers_of, places_by_group, put, take, until_last
+from featurestore.kernel.ordering import ascends, next_steps, number_values, places_by_group, put, take, until_last
 from featurestore.kernel.run import run, sort_out
 from featurestore.kernel.squeezing import expanded, room_for, squeezed
 
@@ -29,7 +29,7 @@ __all__ = [
     "knows_all",
     "load",
     "next_steps",
-    "numbers_of",
+    "number_values",
     "places_by_group",
     "put",
     "room_for",

@@ -26,13 +26,12 @@ def ascends(values: Ints, partitions: NDArray[np.int32]) -> bool:
 
 
 @entry
-def numbers_of(values: Ints, low: int, numbers: Ints) -> Ints:
-    """Each value's place among the distinct ones, in their order.
+def number_values(values: Ints, low: int, numbers: Ints, out: Ints) -> None:
+    """Write each value's place among the distinct ones, in their order.
 
     `numbers` are 0, one for each integer from `low` to the largest value; those that are values are not 0 after it.
     """
-    out = np.empty(values.shape[0], np.int64)
-    values, numbers, to = bared(values), bared(numbers), bared(out)
+    values, numbers, out = bared(values), bared(numbers), bared(out)
     for i in range(values.shape[0]):
         numbers[values[i] - low] = 1
     count = 0
@@ -41,8 +40,7 @@ def numbers_of(values: Ints, low: int, numbers: Ints) -> Ints:
             count += 1
             numbers[i] = count
     for i in range(values.shape[0]):
-        to[i] = numbers[values[i] - low] - 1
-    return out
+        out[i] = numbers[values[i] - low] - 1
 
 
 @entry
