@@ -23,7 +23,7 @@ from featurestore.definitions import View
 from featurestore.engine import NO_ENTITY, ViewState
 from featurestore.expressions import FEATURE_TYPES
 from featurestore.frames import feature_frame, inputs_of, lane_values
-from featurestore.growing import flagged
+from featurestore.growing import flagged, vector
 from featurestore.kernel import Results, Steps, layout
 from featurestore.planned import Plan
 from featurestore.times import ENDLESS
@@ -81,19 +81,22 @@ def seen(log: Log, asked: Ints, times: Ints, count: int) -> Log:
     """The log, of entities below `count`, as rows see it that ask for entities at times, in order of both."""
     last = np.full(count + 1, _NEVER)  # when each entity is asked for the last time; at the end, NO_ENTITY
     last[asked] = times
-    return dataclasses.replace(log, entities=kernel.until_last(log.entities, frozen(log.values), last))
+    entities = vector(len(log.entities), np.int64)
+    kernel.until_last(log.entities, frozen(log.values), last, entities)
+    return dataclasses.replace(log, entities=entities)
 
 
 def places(entities: Ints, keys: Ints, least: int = 0) -> tuple[Ints, Ints]:
     """Where entities from `least` on go, in order of entity, key, then their own, and others to -1; where each ends."""
-    end = int(entities.max(initial=NO_ENTITY)) + 1
+    out, ends = vector(len(keys), np.int64), np.zeros(int(entities.max(initial=NO_ENTITY)) + 2 - least, np.int64)
     if kernel.ascends(frozen(keys), frozen(np.zeros(len(keys), np.int32))):
-        found, ends = kernel.places_by_group(entities, least, end)
-        return found, ends
+        kernel.places_by_group(entities, least, ends, out)
+        return out, ends[:-1]
     by_key = np.argsort(keys, kind="stable")
-    out = np.empty(len(keys), np.int64)
-    out[by_key], ends = kernel.places_by_group(entities[by_key], least, end)
-    return out, ends
+    found = np.empty(len(keys), np.int64)
+    kernel.places_by_group(entities[by_key], least, ends, found)
+    out[by_key] = found
+    return out, ends[:-1]
 
 
 def features_at(plan: Plan, log: Log, entities: Ints, times: Ints, place: Ints) -> pl.DataFrame:
@@ -191,7 +194,7 @@ def moved(values: Any, to: Ints, count: int) -> Any:  # noqa: ANN401
     """The values at their places in the sweep; a single one stays as it is."""
     if not isinstance(values, np.ndarray):
         return values
-    out = np.empty(count, values.dtype)
+    out = vector(count, values.dtype.type)
     kernel.put(frozen(values), to, out)
     return out
 

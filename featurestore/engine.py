@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featurestore import kernel
 from featurestore.errors import FormatError
 from featurestore.expressions import TYPES
-from featurestore.growing import GrowingWords, flagged, matrix
+from featurestore.growing import GrowingWords, flagged, vector
 from featurestore.kernel import Inputs, Results, Steps, layout
 from featurestore.names import Names
 from featurestore.planned import Plan
@@ -165,7 +165,7 @@ class ViewState:
     def _room_for(self, count: int) -> Results:
         """Results of so many steps, in which every feature is there until one is not."""
         words, valid = flagged(len(self.plan.outputs), count)
-        (effective,), status = matrix(1, count, np.int64), np.zeros(count, np.int8)
+        effective, status = vector(count, np.int64), np.zeros(count, np.int8)
         items = np.zeros(1 + ITEMS * count if self.plan.bags else 1, np.int64)
         valid[:], effective[:], self._words[layout.ITEMS] = True, 0, 1  # at 0 is what has no entries
         return Results(words, words.view(np.float64), valid, effective, status, items)
@@ -244,7 +244,7 @@ class ViewState:
             return []
         lexicon, mark = self.texts.lexicon, self.texts.marks(2 * len(slots))
         sizes = kernel.sizes_of(self._words, slots, lexicon, mark)
-        out = matrix(1, int(kernel.room_for(sizes).sum()), np.int64)[0]
+        out = vector(int(kernel.room_for(sizes).sum()), np.int64)
         state = np.empty(int(sizes.max()), np.int64)
         ends = kernel.encode(self._words, slots, sizes, out, state, lexicon, mark + len(slots))
         raw, starts = out.view(np.uint8), np.append(0, ends[:-1])

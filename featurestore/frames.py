@@ -19,7 +19,7 @@ from featurestore.columns import coded, column_of, present
 from featurestore.definitions import View
 from featurestore.errors import DataError
 from featurestore.expressions import TYPES, evaluated
-from featurestore.growing import flagged, matrix
+from featurestore.growing import flagged, vector
 from featurestore.kernel import Inputs, Results
 from featurestore.keys import encode_entity, encode_strings
 from featurestore.planned import Lane, Plan
@@ -144,7 +144,7 @@ def _numbered_values(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series]:
         low, high = int(values.min()), int(values.max())
         if high - low < 2 * len(values):  # a table by value takes a fourth of the time of hashing
             numbers = np.zeros(high - low + 1, np.int64)
-            (codes,) = matrix(1, len(values), np.int64)
+            codes = vector(len(values), np.int64)
             kernel.number_values(frozen(values), low, numbers, codes)
             return codes, pl.Series(np.flatnonzero(numbers) + low)
     part = column.to_arrow().dictionary_encode()

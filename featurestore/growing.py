@@ -69,6 +69,12 @@ def matrix(rows: int, columns: int, dtype: type[T]) -> NDArray[T]:
     return np.frombuffer(_piece(size), dtype, count).reshape(rows, columns)
 
 
+def vector(count: int, dtype: type[T]) -> NDArray[T]:
+    """A row of so many values, which may be any."""
+    row: NDArray[T] = matrix(1, count, dtype)[0]
+    return row
+
+
 def flagged(rows: int, columns: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """A matrix of words and one that says which of them are there; they may say anything."""
     return matrix(rows, columns, np.int64), matrix(rows, columns, np.bool_)

@@ -44,36 +44,33 @@ def number_values(values: Ints, low: int, numbers: Ints, out: Ints) -> None:
 
 
 @entry
-def until_last(groups: Ints, values: Ints, last: Ints) -> Ints:
-    """The group of each value that is not more than the last of its group; of others -1."""
-    out = np.empty(groups.shape[0], np.int64)
-    groups, values, last, to = bared(groups), bared(values), bared(last), bared(out)
+def until_last(groups: Ints, values: Ints, last: Ints, out: Ints) -> None:
+    """Write the group of each value that is not more than the last of its group; of others -1."""
+    groups, values, last, out = bared(groups), bared(values), bared(last), bared(out)
     for i in range(groups.shape[0]):
         group = groups[i]
-        to[i] = group if group >= 0 and values[i] <= last[group] else -1
-    return out
+        out[i] = group if group >= 0 and values[i] <= last[group] else -1
 
 
 @entry
-def places_by_group(groups: Ints, least: int, end: int) -> tuple[Ints, Ints]:
-    """Where each group from `least` to below `end` goes, in order of groups and within one in their own; others to -1.
+def places_by_group(groups: Ints, least: int, ends: Ints, out: Ints) -> None:
+    """Write where each value goes, in order of groups from `least` on and within one in their own; others go to -1.
 
-    Returned is also where each group ends. It is a counting sort. Values are better written to places than read from
-    them: what is written of one group lies together, and is still in a processor's cache when the next one comes.
+    `ends` are 0, one more than there are groups; after it they say where each group ends. It is a counting sort. Values
+    are better written to places than read from them: what is written of one group lies together, and is still in a
+    processor's cache when the next one comes.
     """
-    ends, out = np.zeros(end - least + 1, np.int64), np.empty(groups.shape[0], np.int64)
-    groups, at, to = bared(groups), bared(ends), bared(out)
+    groups, at, out = bared(groups), bared(ends), bared(out)
     for i in range(groups.shape[0]):
         if groups[i] >= least:
             at[groups[i] - least + 1] += 1
-    for group in range(end - least):
+    for group in range(at.shape[0] - 1):
         at[group + 1] += at[group]
     for i in range(groups.shape[0]):
-        to[i] = -1
+        out[i] = -1
         if groups[i] >= least:
-            to[i] = at[groups[i] - least]
+            out[i] = at[groups[i] - least]
             at[groups[i] - least] += 1
-    return out, ends[:-1]
 
 
 @entry
