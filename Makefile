@@ -34,8 +34,8 @@ clean:
 
 .venv/.synced: pyproject.toml requirements.lock $(filter .cache/%,$(UV))
 	@test -x $(BIN)/python || $(UV) venv --quiet --python-preference only-system
-	@$(UV) pip sync --quiet --compile-bytecode requirements.lock
-	@$(UV) pip install --quiet --no-deps --editable .
+	@$(UV) pip sync --quiet --python $(BIN)/python --compile-bytecode requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 # The exact versions of everything that a developer's environment holds.
