@@ -132,3 +132,12 @@ def test_a_long_stretch_makes_its_memory_grow_and_loses_no_bit(step):
     silent = state_of(chosen)
     do(silent, events, emit=False)
     assert stored(silent) == stored(apart)
+
+
+def test_events_after_which_nobody_looks_leave_the_same_states():
+    rng = np.random.default_rng(1)
+    events = numbered(event(NOON + 300 * i, x=float(rng.normal()), b=bool(i % 2)) for i in range(3_000))
+    looked_at, folded = state_of(PLAIN), state_of(PLAIN)
+    do(looked_at, events)
+    do(folded, events, emit=False)
+    assert stored(folded) == stored(looked_at)
