@@ -37,13 +37,13 @@ def on(*chosen: int) -> Iterator[None]:
 
 
 def own_redis() -> str | None:
-    """The machine's redis-server; not the one that comes with an environment, whose allocator makes it slower.
+    """The machine's redis-server; not the one that comes with a virtual environment, whose allocator makes it slower.
 
     Which one is measured must not depend on whether an environment is active.
     """
-    folders = os.get_exec_path()
-    environment = Path(sys.prefix, "bin")
-    return shutil.which("redis-server", path=os.pathsep.join(x for x in folders if Path(x) != environment))
+    environment = Path(sys.prefix, "bin") if sys.prefix != sys.base_prefix else None
+    folders = [folder for folder in os.get_exec_path() if Path(folder) != environment]
+    return shutil.which("redis-server", path=os.pathsep.join(folders))
 
 
 @dataclass(frozen=True)

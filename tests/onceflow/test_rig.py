@@ -29,3 +29,11 @@ def test_without_a_redis_of_its_own_the_machine_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("PATH", str(made_redis(tmp_path / "bin").parent))
     assert own_redis() is None
+
+
+def test_the_redis_beside_a_python_of_the_machine_is_the_machines(tmp_path, monkeypatch):
+    beside = made_redis(tmp_path / "bin")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(beside.parent))
+    assert own_redis() == str(beside)
